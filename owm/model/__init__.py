@@ -1,0 +1,1 @@
+"""Sub-models: engines, the model cache, embeddings."""

@@ -1,0 +1,214 @@
+"""What the rest of OWM knows of a network: peers, connections, streams.
+
+Addresses are multiaddr strings (``/ip4/127.0.0.1/tcp/9000``) without the ``/p2p/`` suffix unless said otherwise.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Self
+
+import trio
+
+from owm.identity import PeerId
+
+__all__ = [
+    "Connection",
+    "Handler",
+    "Network",
+    "NetworkEvent",
+    "NetworkStatistics",
+    "PeerConnected",
+    "PeerDisconnected",
+    "Penalty",
+    "Stream",
+]
+
+
+class Penalty(Enum):
+    """The four levels at which a peer is blamed; the value is what its score loses (of 100)."""
+
+    HIGH_TOLERANCE = 1
+    MID_TOLERANCE = 5
+    LOW_TOLERANCE = 10
+    FATAL = 100
+
+
+@dataclass(frozen=True, slots=True)
+class PeerConnected:
+    """The first connection to a peer is up (authenticated, multiplexed)."""
+
+    peer: PeerId
+    inbound: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PeerDisconnected:
+    """The last connection to a peer is gone."""
+
+    peer: PeerId
+    reason: str
+
+
+NetworkEvent = PeerConnected | PeerDisconnected
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """One live connection as shown to users."""
+
+    peer: PeerId
+    inbound: bool
+    address: str  #: the remote's multiaddr
+    opened: float  #: monotonic seconds when it came up
+    streams: int  #: streams open now
+    round_trip: float | None  #: seconds, smoothed; None until measured
+    score: float  #: 0 down to -100
+    protected: bool  #: exempt from trimming
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkStatistics:
+    """Counters since start; the same object feeds metrics, ``owm status`` and tests."""
+
+    connections: int = 0  #: live connections
+    inbound: int = 0  #: of them, opened by the other side
+    dials: int = 0  #: dial attempts
+    dials_failed: int = 0
+    handshakes_failed: int = 0  #: inbound connections that never authenticated
+    refused: int = 0  #: inbound connections turned away by a cap, quota or ban
+    streams: int = 0  #: streams open now
+    bytes_in: int = 0
+    bytes_out: int = 0
+    penalties: dict[str, int] = field(default_factory=dict)  #: penalties given, by reason
+
+
+class Stream(ABC):
+    """An ordered, reliable, half-closable byte stream to one peer, with back-pressure."""
+
+    protocol: str
+    remote: PeerId
+
+    @abstractmethod
+    async def send(self, data: bytes) -> None:
+        """Send all of ``data``; waits while the peer grants no window. At most what fitted is sent on cancellation.
+
+        Raises:
+            StreamReset: the peer or the connection went away.
+        """
+
+    @abstractmethod
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        """At least one byte, at most ``max_bytes``; ``b""`` when the peer has finished writing.
+
+        Cancellation loses nothing: bytes stay queued.
+
+        Raises:
+            StreamReset: the peer or the connection went away.
+        """
+
+    @abstractmethod
+    async def close_write(self) -> None:
+        """Tell the peer that nothing more will be sent; reading goes on. Idempotent."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Abort both directions at once, without waiting. Idempotent."""
+
+    async def aclose(self) -> None:
+        """Close for writing and stop reading. Never raises; idempotent."""
+        try:
+            await self.close_write()
+        except Exception:  # noqa: BLE001 - a stream that cannot be closed politely is reset
+            self.reset()
+        finally:
+            self.reset_if_unfinished()
+
+    @abstractmethod
+    def reset_if_unfinished(self) -> None:
+        """Release the stream: a no-op when both sides have finished, otherwise stop receiving."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, exc_type: object, exc: object, tb: object) -> None:
+        if exc_type is None:
+            await self.aclose()
+        else:
+            self.reset()
+
+
+Handler = Callable[[Stream], Awaitable[None]]
+
+
+class Network(ABC):
+    """A peer's access to the others. Use as ``async with network.running():``; all tasks live in there."""
+
+    peer_id: PeerId
+
+    @abstractmethod
+    def running(self) -> AbstractAsyncContextManager[Self]:
+        """Listen and serve until the block ends; leaving closes every connection."""
+
+    @property
+    @abstractmethod
+    def addresses(self) -> tuple[str, ...]:
+        """The multiaddrs that others can dial, known once running."""
+
+    @abstractmethod
+    async def connect(self, peer: PeerId | None, addresses: Sequence[str]) -> PeerId:
+        """Make sure there is a connection; returns whom we reached. ``peer`` None accepts whoever answers.
+
+        A live connection is used as it is. Several addresses are raced, each with its own timeout.
+
+        Raises:
+            DialFailed: no address worked; ``reasons`` says what each one failed with.
+        """
+
+    @abstractmethod
+    async def open_stream(self, peer: PeerId, protocol: str, *, bulk: bool = False) -> Stream:
+        """Open and negotiate a stream over the live connection. ``bulk`` streams yield to small messages.
+
+        Raises:
+            NotConnected: there is no connection to that peer.
+            ProtocolNotSupported: the peer does not speak that protocol.
+            StreamReset: the connection broke meanwhile.
+        """
+
+    @abstractmethod
+    def handle(self, protocol: str, handler: Handler, *, max_streams: int = 8) -> None:
+        """Serve ``protocol``: each inbound stream runs ``handler`` in its own task, closed when it returns.
+
+        What a handler raises resets its stream and is logged; it never reaches the network.
+        ``max_streams`` bounds how many one peer may hold open at once.
+        """
+
+    @abstractmethod
+    def events(self) -> trio.MemoryReceiveChannel[NetworkEvent]:
+        """A new subscription to connection events. Peers connected already are reported first."""
+
+    @abstractmethod
+    def connections(self) -> tuple[Connection, ...]:
+        """The live connections, one per peer."""
+
+    @abstractmethod
+    def is_connected(self, peer: PeerId) -> bool: ...
+
+    @abstractmethod
+    async def disconnect(self, peer: PeerId) -> None:
+        """Close the connection politely, within a second. Unknown peers are ignored."""
+
+    @abstractmethod
+    def protect(self, peer: PeerId, tag: str, protected: bool = True) -> None:
+        """Exempt a peer's connection from trimming while any tag protects it."""
+
+    @abstractmethod
+    def penalise(self, peer: PeerId, penalty: Penalty, reason: str) -> None:
+        """Lower the peer's score; below the thresholds it is disconnected, then banned."""
+
+    @abstractmethod
+    def statistics(self) -> NetworkStatistics: ...
