@@ -135,7 +135,9 @@ def sign_record(identity: Identity, record: Record, network_id: str) -> SignedRe
         )
     )
     if len(envelope) > record.LIMITS.max_bytes:
-        raise OversizedRecord(f"a {record.TYPE} of {len(envelope)} bytes; at most {record.LIMITS.max_bytes} are allowed")
+        raise OversizedRecord(
+            f"a {record.TYPE} of {len(envelope)} bytes; at most {record.LIMITS.max_bytes} are allowed"
+        )
     return SignedRecord(identity.peer_id, record, envelope, signed)
 
 

@@ -1,0 +1,37 @@
+"""Settings of a peer and the constitution of its network."""
+
+from owm.config._constitution import Constitution, load_constitution
+from owm.config._load import Effective, config_path, expand, load_settings
+from owm.config._settings import (
+    ROLES,
+    ApiSettings,
+    DataSettings,
+    HealthSettings,
+    LightningSettings,
+    LimitsSettings,
+    LogSettings,
+    ModelSettings,
+    NetworkSettings,
+    NodeSettings,
+    Settings,
+)
+
+__all__ = [
+    "ROLES",
+    "ApiSettings",
+    "Constitution",
+    "DataSettings",
+    "Effective",
+    "HealthSettings",
+    "LightningSettings",
+    "LimitsSettings",
+    "LogSettings",
+    "ModelSettings",
+    "NetworkSettings",
+    "NodeSettings",
+    "Settings",
+    "config_path",
+    "expand",
+    "load_constitution",
+    "load_settings",
+]
