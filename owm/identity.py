@@ -75,7 +75,7 @@ class PeerId(bytes):
         return str(self)[-8:]
 
     def __str__(self) -> str:
-        return base58.b58encode(bytes(self)).decode()
+        return str(base58.b58encode(bytes(self)), "ascii")
 
     def __repr__(self) -> str:
         return f"<PeerId {self.short}>"
