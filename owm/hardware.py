@@ -1,0 +1,131 @@
+"""What this machine has: accelerators, memory, and the tier that they add up to (SRS-NODE-03, table 4.1.3).
+
+Accelerators are probed with the vendors' own tools; nothing is claimed that was not read.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+from dataclasses import dataclass
+from typing import Final
+
+import psutil
+import structlog
+import trio
+
+from owm.records import TIERS, Accelerator
+
+__all__ = ["TIER_TABLE", "Hardware", "TierMinimum", "applied_tier", "classify", "detect"]
+
+_log = structlog.get_logger(__name__)
+
+_PROBE_SECONDS: Final = 10.0
+_NVIDIA: Final = ("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits")
+_ROCM: Final = ("rocm-smi", "--showproductname", "--showmeminfo", "vram", "--showdriverversion", "--json")
+
+
+@dataclass(frozen=True, slots=True)
+class TierMinimum:
+    """The least that a tier asks for."""
+
+    tier: str
+    vram_mib: int
+    ram_mib: int
+    bandwidth_mbps: float
+
+
+# Machines sold with "16 GB" report a little less than 16 * 1024 MiB: firmware keeps some. 5 % is allowed.
+TIER_TABLE: Final = (
+    TierMinimum("t3", 80 * 1024, 256 * 1024, 1000.0),
+    TierMinimum("t2", 24 * 1024, 64 * 1024, 200.0),
+    TierMinimum("t1", 8 * 1024, 16 * 1024, 50.0),
+)
+_SLACK: Final = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What was found."""
+
+    accelerators: tuple[Accelerator, ...]
+    ram_mib: int
+
+    @property
+    def vram_mib(self) -> int:
+        """Of all accelerators together: a server of several cards counts as one machine."""
+        return sum(card.vram_mib for card in self.accelerators)
+
+
+def classify(hardware: Hardware, bandwidth_mbps: float) -> str:
+    """The highest tier whose every minimum is met; ``t0`` below Tier 1."""
+    for least in TIER_TABLE:
+        if (
+            hardware.vram_mib >= least.vram_mib * _SLACK
+            and hardware.ram_mib >= least.ram_mib * _SLACK
+            and bandwidth_mbps >= least.bandwidth_mbps
+        ):
+            return least.tier
+    return "t0"
+
+
+def applied_tier(detected: str, override: str) -> str:
+    """The tier to advertise: an override may only lower what was detected."""
+    if not override or TIERS.index(override) >= TIERS.index(detected):
+        return detected
+    return override
+
+
+def parse_nvidia_smi(text: str) -> tuple[Accelerator, ...]:
+    """Read ``nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader,nounits``."""
+    found = []
+    for row in csv.reader(text.splitlines(), skipinitialspace=True):
+        if len(row) == 3 and row[1].strip().isdigit():
+            found.append(Accelerator(row[0].strip(), int(row[1]), row[2].strip()))
+    return tuple(found)
+
+
+def parse_rocm_smi(text: str) -> tuple[Accelerator, ...]:
+    """Read ``rocm-smi --showproductname --showmeminfo vram --showdriverversion --json``."""
+    try:
+        report = json.loads(text)
+    except ValueError:
+        return ()
+    if not isinstance(report, dict):
+        return ()
+    system = report.get("system")
+    driver = str(system.get("Driver version", "")) if isinstance(system, dict) else ""
+    found = []
+    for name, card in sorted(report.items()):
+        if not name.startswith("card") or not isinstance(card, dict):
+            continue
+        memory = str(card.get("VRAM Total Memory (B)", ""))
+        model = next((str(card[key]) for key in ("Card Series", "Card series", "Card model") if key in card), name)
+        if memory.isdigit():
+            found.append(Accelerator(model, int(memory) // 2**20, driver))
+    return tuple(found)
+
+
+async def _run(command: tuple[str, ...]) -> str:
+    """The tool's output, or nothing when it is missing, fails, or takes too long."""
+    if shutil.which(command[0]) is None:
+        return ""
+    with trio.move_on_after(_PROBE_SECONDS):
+        try:
+            done = await trio.run_process(
+                command, capture_stdout=True, stderr=subprocess.DEVNULL, check=False, stdin=subprocess.DEVNULL
+            )
+        except OSError as error:
+            _log.warning("probe failed", tool=command[0], error=str(error))
+            return ""
+        return done.stdout.decode(errors="replace") if done.returncode == 0 else ""
+    _log.warning("probe timed out", tool=command[0], seconds=_PROBE_SECONDS)
+    return ""
+
+
+async def detect() -> Hardware:
+    """Probe this machine; a vendor's tool that is missing or broken means no such accelerator."""
+    cards = parse_nvidia_smi(await _run(_NVIDIA)) + parse_rocm_smi(await _run(_ROCM))
+    return Hardware(cards, int(psutil.virtual_memory().total) // 2**20)
