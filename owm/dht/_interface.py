@@ -56,6 +56,10 @@ class Dht(ABC):
         """The peer's current addresses, or None when nobody knows it."""
 
     @abstractmethod
+    def known_peers(self, limit: int = 20) -> list[Provider]:
+        """Peers of the routing table, a random sample, for a peer that wants more connections. Does no I/O."""
+
+    @abstractmethod
     async def provide(self, key: bytes) -> int:
         """Announce ourselves as provider of ``key``, now and on every re-provide; returns the peers that took it."""
 
