@@ -1,0 +1,169 @@
+"""Getting into the network and staying in it.
+
+Ways in are tried in this order, all of them: peers remembered from earlier runs, addresses from the settings or an
+invite, and whatever further sources the peer was given (the local network, a Phase 1 coordinator). A peer with no way
+in keeps trying with back-off, and :attr:`Joiner.status` says exactly what failed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Final
+
+import structlog
+import trio
+
+from owm.dht import Dht
+from owm.identity import PeerId
+from owm.net import Network
+from owm.net.errors import DialFailed, NetworkError
+
+__all__ = ["Joiner", "JoinStatus", "Lead", "split_address"]
+
+_log = structlog.get_logger(__name__)
+
+_FIRST_BACKOFF: Final = 0.5
+_LONGEST_BACKOFF: Final = 60.0
+_LOOK_AGAIN: Final = 15.0
+_DIAL_SECONDS: Final = 12.0
+
+
+@dataclass(frozen=True, slots=True)
+class Lead:
+    """Somebody to try: an address, and whom we expect there (None: whoever answers)."""
+
+    peer: PeerId | None
+    address: str
+
+
+@dataclass(slots=True)
+class JoinStatus:
+    """How joining goes, in words for ``owm status``."""
+
+    joined: bool = False
+    attempts: int = 0
+    failures: dict[str, str] = field(default_factory=dict)  #: what each lead failed with, the latest
+
+    @property
+    def summary(self) -> str:
+        if self.joined:
+            return "joined"
+        if not self.failures:
+            return "joining" if self.attempts else "alone: no peer to join through is known"
+        failed = "; ".join(f"{address}: {reason}" for address, reason in list(self.failures.items())[:5])
+        return f"not joined after {self.attempts} attempts: {failed}"
+
+
+Source = Callable[[], Awaitable[Sequence[Lead]]]
+
+
+def split_address(text: str) -> Lead:
+    """Read a multiaddr that may end in ``/p2p/<peer id>``; raises ValueError for a bad peer id."""
+    address, _, peer = text.partition("/p2p/")
+    return Lead(PeerId.parse(peer) if peer else None, address)
+
+
+class Joiner:
+    """Keeps a peer connected to at least ``target`` others.
+
+    Args:
+        sources: named ways in, in the order in which they are tried.
+        target: connections to hold; more come in by themselves, up to the network's cap.
+    """
+
+    def __init__(
+        self, network: Network, dht: Dht, sources: Sequence[tuple[str, Source]], random: Random, target: int = 5
+    ) -> None:
+        self._network = network
+        self._dht = dht
+        self._sources = sources
+        self._random = random
+        self._target = target
+        self.status = JoinStatus()
+        self._settled = trio.Event()
+
+    async def wait_joined(self) -> None:
+        """Return once we are connected and the routing table has been filled, or when there is nobody to join."""
+        await self._settled.wait()
+
+    async def run(self) -> None:
+        """Join, then keep the number of connections up. Runs until cancelled, which leaves connections as they are."""
+        backoff = _FIRST_BACKOFF
+        while True:
+            if not self._network.connections():
+                self.status.joined = False
+                if await self._join():
+                    backoff = _FIRST_BACKOFF
+                else:
+                    if not self.status.failures:
+                        self._settled.set()  # the first peer of a network has nobody to join
+                    await trio.sleep(backoff * self._random.uniform(0.75, 1.25))
+                    backoff = min(backoff * 2, _LONGEST_BACKOFF)
+                    continue
+            self._note_joined()
+            await self._widen()
+            await trio.sleep(_LOOK_AGAIN * self._random.uniform(0.75, 1.25))
+
+    def _note_joined(self) -> None:
+        if not self.status.joined:
+            self.status.joined = True
+            self.status.failures.clear()
+            _log.info("joined the network", connections=len(self._network.connections()))
+        self._settled.set()
+
+    async def _join(self) -> bool:
+        self.status.attempts += 1
+        for name, source in self._sources:
+            for lead in await source():
+                if lead.peer == self._network.peer_id:
+                    continue
+                if await self._dial(lead, name):
+                    await self._dht.bootstrap()
+                    return True
+        # Somebody may have dialled us meanwhile.
+        if self._network.connections():
+            await self._dht.bootstrap()
+            return True
+        return False
+
+    async def _dial(self, lead: Lead, source: str) -> bool:
+        try:
+            with trio.fail_after(_DIAL_SECONDS):
+                await self._network.connect(lead.peer, [lead.address])
+        except trio.TooSlowError:
+            self._failed(lead, source, f"no answer within {_DIAL_SECONDS:.0f} s")
+        except DialFailed as error:
+            self._failed(lead, source, error.reasons.get(lead.address, str(error)))
+        except NetworkError as error:
+            self._failed(lead, source, str(error))
+        else:
+            return True
+        return False
+
+    def _failed(self, lead: Lead, source: str, reason: str) -> None:
+        if len(self.status.failures) < 64 or lead.address in self.status.failures:
+            self.status.failures[lead.address] = reason
+        _log.info("cannot join through a peer", source=source, address=lead.address, reason=reason)
+
+    async def _widen(self) -> None:
+        """Connect to peers of the routing table until there are ``target``."""
+        missing = self._target - len(self._network.connections())
+        if missing <= 0:
+            return
+        known = self._dht.known_peers(self._target * 4)
+        if len(known) < self._target:
+            await self._dht.bootstrap()
+            known = self._dht.known_peers(self._target * 4)
+        for provider in known:
+            if missing <= 0:
+                return
+            if provider.peer == self._network.peer_id or self._network.is_connected(provider.peer):
+                continue
+            try:
+                with trio.move_on_after(_DIAL_SECONDS):
+                    await self._network.connect(provider.peer, provider.addresses)
+                    missing -= 1
+            except NetworkError as error:
+                _log.debug("cannot connect to a known peer", peer=provider.peer.short, reason=str(error))
