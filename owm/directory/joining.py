@@ -20,7 +20,7 @@ from owm.identity import PeerId
 from owm.net import Network
 from owm.net.errors import DialFailed, NetworkError
 
-__all__ = ["Joiner", "JoinStatus", "Lead", "split_address"]
+__all__ = ["JoinStatus", "Joiner", "Lead", "split_address"]
 
 _log = structlog.get_logger(__name__)
 
