@@ -1,7 +1,7 @@
 """How long nodes stay and how long they are away.
 
-Sessions on public networks are heavy-tailed: a Weibull with shape below 1 fits them (Stutzbach and Rejaie, "Understanding
-churn in peer-to-peer networks", IMC 2006, find shapes of 0.34 to 0.59 for Gnutella, Kad and BitTorrent).
+Sessions on public networks are heavy-tailed: a Weibull with shape below 1 fits them (Stutzbach and Rejaie,
+"Understanding churn in peer-to-peer networks", IMC 2006, find shapes of 0.34 to 0.59 for Gnutella, Kad and BitTorrent).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class ChurnModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 
 class Churn:
-    """Draws sessions and absences; ``add a model`` by giving this class another kind."""
+    """Draws sessions and absences; a new model is another kind here."""
 
     def __init__(self, model: ChurnModel, random: Random) -> None:
         self._model = model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -123,16 +124,17 @@ def _run(
 def _print(scenario: Scenario, outcomes: list[Outcome], out: Path | None) -> None:
     console = Console()
     events = sum(o.events for o in outcomes)
+    rate = events / sum(o.wall_seconds for o in outcomes)
     console.print(
         f"[bold]{scenario.title or scenario.name}[/]: {scenario.nodes:,} nodes, {scenario.duration:,.0f} simulated "
-        f"seconds, {len(outcomes)} seed(s), {events:,} events, {events / sum(o.wall_seconds for o in outcomes):,.0f} per second"
+        f"seconds, {len(outcomes)} seed(s), {events:,} events, {rate:,.0f} per second"
     )
     table = Table("metric", "mean", "95 % ±")
     for name in dict.fromkeys(n for o in outcomes for n in o.metrics):
         values = [float(v) for o in outcomes if (v := o.metrics.get(name)) is not None]
         if values:
             mean, half = confidence(values)
-            table.add_row(name, f"{mean:,.4g}", "" if half != half else f"{half:,.3g}")
+            table.add_row(name, f"{mean:,.4g}", "" if math.isnan(half) else f"{half:,.3g}")
     console.print(table)
     for name in dict.fromkeys(n for o in outcomes for n in o.invariants):
         broken = [str(o.seed) for o in outcomes if not o.invariants.get(name, True)]
