@@ -1,5 +1,9 @@
 """The network: peers, connections, streams and calls, over libp2p or in memory."""
 
+from owm.net._admission import Admission
+from owm.net._dialer import Attempt, Dialer, DialPlan
+from owm.net._events import EventHub
+from owm.net._groups import group_of, is_local
 from owm.net._interface import (
     Connection,
     Handler,
@@ -11,15 +15,37 @@ from owm.net._interface import (
     Penalty,
     Stream,
 )
+from owm.net._limits import NetworkLimits
+from owm.net._memory import MemoryHub, MemoryNetwork, Nat
+from owm.net._memory_link import Link
+from owm.net._penalties import Penalties, Standing
+from owm.net._quota import Quota, QuotaTable, Rate
 
 __all__ = [
+    "Admission",
+    "Attempt",
     "Connection",
+    "DialPlan",
+    "Dialer",
+    "EventHub",
     "Handler",
+    "Link",
+    "MemoryHub",
+    "MemoryNetwork",
+    "Nat",
     "Network",
     "NetworkEvent",
+    "NetworkLimits",
     "NetworkStatistics",
     "PeerConnected",
     "PeerDisconnected",
+    "Penalties",
     "Penalty",
+    "Quota",
+    "QuotaTable",
+    "Rate",
+    "Standing",
     "Stream",
+    "group_of",
+    "is_local",
 ]

@@ -1,0 +1,108 @@
+"""Token buckets by the generic cell rate algorithm (ITU-T I.371, annex A): one number of state per bucket."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+__all__ = ["Quota", "QuotaTable", "Rate"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """How much is allowed: ``per_second`` on average, up to ``burst`` at once (same unit: calls, bytes, ...)."""
+
+    per_second: float
+    burst: float
+
+    def __post_init__(self) -> None:
+        if not (self.per_second > 0 and self.burst > 0):
+            raise ValueError("a rate and its burst are positive")
+
+
+class Quota:
+    """One bucket, full at the start.
+
+    The state is the theoretical arrival time: when the bucket will be full again.
+    """
+
+    __slots__ = ("_full_at", "rate")
+
+    def __init__(self, rate: Rate) -> None:
+        self.rate = rate
+        self._full_at = float("-inf")
+
+    def take(self, amount: float, now: float) -> bool:
+        """Take ``amount`` if it is there; otherwise take nothing and return False. More than a burst never fits."""
+        if self.wait(amount, now) > 0:
+            return False
+        self.charge(amount, now)
+        return True
+
+    def charge(self, amount: float, now: float) -> None:
+        """Take ``amount`` even if it is not there: for what was received already. Later takes wait for the debt."""
+        if amount < 0:
+            raise ValueError("a quota is only ever used up")
+        self._full_at = max(self._full_at, now) + amount / self.rate.per_second
+
+    def wait(self, amount: float, now: float) -> float:
+        """Seconds until ``amount`` would be there; infinite when it exceeds the burst."""
+        if amount > self.rate.burst:
+            return float("inf")
+        wait = max(self._full_at, now) + (amount - self.rate.burst) / self.rate.per_second - now
+        # Rounding must not turn "now" into a wait of a picosecond that a caller sleeps for ever and again.
+        return wait if wait > 1e-9 * max(1.0, abs(now)) else 0.0
+
+    def is_full(self, now: float) -> bool:
+        """Whether nothing would be lost by forgetting this bucket."""
+        return self._full_at <= now
+
+
+class QuotaTable:
+    """Buckets by key, made when first used: by ``(peer, protocol)``, by subnet group, by direction.
+
+    Args:
+        rate: what each key is allowed.
+        capacity: buckets remembered; full ones are forgotten first, then the least recently used.
+    """
+
+    def __init__(self, rate: Rate, capacity: int = 10_000) -> None:
+        self._rate = rate
+        self._capacity = max(1, capacity)
+        self._quotas: OrderedDict[Hashable, Quota] = OrderedDict()
+        self.refused = 0  #: takes that did not fit, since start
+
+    def __len__(self) -> int:
+        return len(self._quotas)
+
+    def take(self, key: Hashable, amount: float, now: float) -> bool:
+        """Take from the key's bucket; False (and nothing taken) when it does not fit."""
+        allowed = self._get(key, now).take(amount, now)
+        self.refused += not allowed
+        return allowed
+
+    def charge(self, key: Hashable, amount: float, now: float) -> None:
+        """Use up what was received already."""
+        self._get(key, now).charge(amount, now)
+
+    def wait(self, key: Hashable, amount: float, now: float) -> float:
+        """Seconds until ``amount`` fits; for what we send ourselves and may as well delay."""
+        known = self._quotas.get(key)
+        return known.wait(amount, now) if known else Quota(self._rate).wait(amount, now)
+
+    def _get(self, key: Hashable, now: float) -> Quota:
+        quota = self._quotas.get(key)
+        if quota is None:
+            if len(self._quotas) >= self._capacity:
+                self._forget(now)
+            quota = self._quotas[key] = Quota(self._rate)
+        self._quotas.move_to_end(key)
+        return quota
+
+    def _forget(self, now: float) -> None:
+        for key in [key for key, quota in self._quotas.items() if quota.is_full(now)]:
+            del self._quotas[key]
+        # Nobody may buy a fresh bucket by flooding the table cheaply, yet memory is bounded: drop a few, oldest first.
+        while len(self._quotas) >= self._capacity:
+            self._quotas.popitem(last=False)

@@ -1,0 +1,56 @@
+"""Carries out a dial plan: the first attempt that succeeds wins, the others are cancelled."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import trio
+
+from owm.net._dialer import Attempt, DialPlan
+from owm.net.errors import NetworkError
+
+__all__ = ["race"]
+
+_T = TypeVar("_T")
+
+
+async def race(plan: DialPlan, dial: Callable[[str], Awaitable[_T]]) -> tuple[_T | None, dict[str, str]]:
+    """Dial as planned; returns what the winner returned (None when all failed) and why the failed ones did.
+
+    ``dial`` must not leave a connection behind when it is cancelled. Errors other than NetworkError and OSError end
+    the race and are raised.
+    """
+    winner: list[_T] = []
+    reasons: dict[str, str] = {}
+    waiting = list(plan.attempts)
+    running = 0
+    changed = trio.Event()
+
+    async def attempt(one: Attempt) -> None:
+        nonlocal running
+        try:
+            with trio.fail_after(one.timeout):
+                winner.append(await dial(one.address))
+                nursery.cancel_scope.cancel()
+        except trio.TooSlowError:
+            reasons[one.address] = f"no answer within {one.timeout:g} s"
+        except (NetworkError, OSError) as error:
+            reasons[one.address] = str(error) or type(error).__name__
+        finally:
+            running -= 1
+            changed.set()
+
+    async with trio.open_nursery() as nursery:
+        began = trio.current_time()
+        while waiting and not winner:
+            if running < plan.max_racing and (not running or trio.current_time() >= began + waiting[0].start):
+                running += 1
+                nursery.start_soon(attempt, waiting.pop(0))
+                continue
+            changed = trio.Event()
+            with trio.CancelScope() as scope:
+                if running < plan.max_racing:
+                    scope.deadline = began + waiting[0].start
+                await changed.wait()
+    return (winner[0] if winner else None), reasons
