@@ -1,8 +1,12 @@
 """The network: peers, connections, streams and calls, over libp2p or in memory."""
 
 from owm.net._admission import Admission
+from owm.net._call_client import OutgoingCall
+from owm.net._call_server import Call, CallHandler
+from owm.net._calls import Calls
 from owm.net._dialer import Attempt, Dialer, DialPlan
 from owm.net._events import EventHub
+from owm.net._frames import FrameStream, read_frame, write_frame
 from owm.net._groups import group_of, is_local
 from owm.net._interface import (
     Connection,
@@ -24,10 +28,14 @@ from owm.net._quota import Quota, QuotaTable, Rate
 __all__ = [
     "Admission",
     "Attempt",
+    "Call",
+    "CallHandler",
+    "Calls",
     "Connection",
     "DialPlan",
     "Dialer",
     "EventHub",
+    "FrameStream",
     "Handler",
     "Link",
     "MemoryHub",
@@ -37,6 +45,7 @@ __all__ = [
     "NetworkEvent",
     "NetworkLimits",
     "NetworkStatistics",
+    "OutgoingCall",
     "PeerConnected",
     "PeerDisconnected",
     "Penalties",
@@ -48,4 +57,6 @@ __all__ = [
     "Stream",
     "group_of",
     "is_local",
+    "read_frame",
+    "write_frame",
 ]
