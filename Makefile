@@ -1,0 +1,35 @@
+# The targets that people use; `make help` lists them.
+PYTHON := .venv/bin/python
+WORKERS ?= 2
+PYTEST_ARGS ?=
+OWM_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test test-fast lint types docs
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: ## Make .venv, install what is missing, pull the default models
+	@scripts/setup.sh
+
+run: setup ## Start a devnet of three peers on this machine (OWM_ARGS='--peers 5 --ask "..."')
+	@.venv/bin/owm devnet $(OWM_ARGS)
+
+test: setup ## Run all tests
+	@$(PYTHON) -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+test-fast: setup ## Run the tests that take less than a second each
+	@$(PYTHON) -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(PYTEST_ARGS)
+
+lint: setup ## Style, formatting, import layers, security
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/lint-imports
+	@.venv/bin/bandit -q -r owm -c pyproject.toml
+
+types: setup ## Types, strictly
+	@.venv/bin/mypy
+
+docs: setup ## Write the generated pages anew
+	@$(PYTHON) -m scripts.gen_docs
