@@ -65,11 +65,12 @@ class Calls:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Self]:
         """Own the streams to others until the block ends, which fails the calls still under way."""
-        async with trio.open_nursery() as self._nursery:
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
             try:
                 yield self
             finally:
-                self._nursery.cancel_scope.cancel()
+                nursery.cancel_scope.cancel()
                 self._nursery = None
 
     def serve(self, handler: CallHandler, *, max_streams: int = 8) -> None:
@@ -144,9 +145,10 @@ class Calls:
         await limiter.acquire_on_behalf_of(owner)
         try:
             if self._outbound is not None:
-                while (wait := self._outbound.wait(peer, 1, trio.current_time())) > 0:
-                    await trio.sleep(wait)
-                self._outbound.charge(peer, 1, trio.current_time())
+                now = trio.current_time()
+                wait = self._outbound.wait(peer, 1, now)
+                self._outbound.charge(peer, 1, now)  # before the wait: that keeps our place among the others
+                await trio.sleep(wait)
             yield
         finally:
             limiter.release_on_behalf_of(owner)

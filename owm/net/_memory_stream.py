@@ -90,6 +90,7 @@ class MemoryConnection:
 
     def on_accepted(self, stream_id: int) -> None:
         if stream := self.streams.get(stream_id):
+            stream.accepted = True
             stream.opened.set()
 
     def on_refused(self, stream_id: int, refusal: Exception) -> None:
@@ -137,7 +138,8 @@ class MemoryStream(Stream):
         self.protocol = protocol
         self.remote = connection.remote
         self.id = stream_id
-        self.opened = trio.Event()
+        self.opened = trio.Event()  #: the far end has answered, or never will
+        self.accepted = False
         self.error: Exception | None = None
         self._connection = connection
         self._bulk = bulk
@@ -232,7 +234,9 @@ class MemoryStream(Stream):
             self.break_off(StreamReset("the peer reset the stream"))
 
     def raise_refusal(self) -> None:
-        """Raise what the stream could not be opened for, if anything."""
+        """Raise what the stream could not be opened for, if anything; a later reset is for who reads or writes."""
+        if self.accepted:
+            return
         if isinstance(self.error, ProtocolNotSupported):
             raise ProtocolNotSupported(str(self.error))
         if self.error is not None:

@@ -1,0 +1,394 @@
+"""What every implementation of :class:`owm.net.Network` must do; each one's test module subclasses this suite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, suppress
+from random import Random
+
+import pytest
+import trio
+
+from owm.identity import Identity, PeerId
+from owm.net import Network, NetworkLimits, PeerConnected, PeerDisconnected, Penalty, Stream
+from owm.net.errors import DialFailed, NetworkError, NotConnected, ProtocolNotSupported, StreamReset
+
+ECHO = "/owm/test/echo/1"
+HOLD = "/owm/test/hold/1"
+PATIENCE = 20.0  # seconds: a bound for what must happen, never a wait
+LIMITS = NetworkLimits(exempt_local=True, first_backoff=0.01)
+
+
+def identity(number: int) -> Identity:
+    return Identity(number.to_bytes(32, "big"))
+
+
+async def echo(stream: Stream) -> None:
+    while data := await stream.receive():
+        await stream.send(data)
+
+
+async def read_all(stream: Stream) -> bytes:
+    received = bytearray()
+    while data := await stream.receive():
+        received += data
+    return bytes(received)
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    with trio.fail_after(PATIENCE):
+        while not condition():  # noqa: ASYNC110 - what is waited for happens inside the code under test
+            await trio.sleep(0.01)
+
+
+async def connect(a: Network, b: Network) -> None:
+    with trio.fail_after(PATIENCE):
+        assert await a.connect(b.peer_id, b.addresses) == b.peer_id
+    await eventually(lambda: b.is_connected(a.peer_id))
+
+
+async def ask(a: Network, b: Network, message: bytes) -> bytes:
+    with trio.fail_after(PATIENCE):
+        async with await a.open_stream(b.peer_id, ECHO) as stream:
+            await stream.send(message)
+            await stream.close_write()
+            return await read_all(stream)
+
+
+class NetworkConformance:
+    """Subclasses provide :meth:`networks`."""
+
+    def networks(self, count: int = 2, limits: NetworkLimits = LIMITS) -> AbstractAsyncContextManager[list[Network]]:
+        """Running networks with ``identity(1)``, ``identity(2)``, ..., none connected to another."""
+        raise NotImplementedError
+
+    async def test_a_connection_is_seen_at_both_ends(self) -> None:
+        async with self.networks() as (a, b):
+            await connect(a, b)
+            (here,), (there,) = a.connections(), b.connections()
+            assert (here.peer, here.inbound, there.peer, there.inbound) == (b.peer_id, False, a.peer_id, True)
+            assert here.address in b.addresses
+            assert a.statistics().connections == b.statistics().connections == b.statistics().inbound == 1
+
+    async def test_connecting_again_uses_the_connection_there_is(self) -> None:
+        async with self.networks() as (a, b):
+            await connect(a, b)
+            assert await a.connect(b.peer_id, []) == b.peer_id
+            assert await b.connect(a.peer_id, a.addresses) == a.peer_id
+            assert a.statistics().dials + b.statistics().dials == 1
+
+    async def test_whoever_answers_is_accepted_when_nobody_is_expected(self) -> None:
+        async with self.networks() as (a, b):
+            with trio.fail_after(PATIENCE):
+                assert await a.connect(None, b.addresses) == b.peer_id
+
+    async def test_another_peer_at_the_address_is_not_accepted(self) -> None:
+        async with self.networks() as (a, b):
+            stranger = identity(99).peer_id
+            with trio.fail_after(PATIENCE), pytest.raises(DialFailed) as caught:
+                await a.connect(stranger, b.addresses)
+            assert set(caught.value.reasons) == set(b.addresses)
+            assert not a.is_connected(stranger) and not a.is_connected(b.peer_id)
+            await eventually(lambda: not b.connections())
+
+    async def test_the_address_that_works_wins_and_a_dead_one_says_why(self) -> None:
+        async with self.networks() as (a, b):
+            dead = "/ip4/127.0.0.1/tcp/1"
+            with trio.fail_after(PATIENCE):
+                assert await a.connect(b.peer_id, [dead, *b.addresses]) == b.peer_id
+            with trio.fail_after(PATIENCE), pytest.raises(DialFailed) as caught:
+                await a.connect(identity(98).peer_id, [dead])
+            assert caught.value.reasons[dead]
+
+    async def test_a_peer_without_a_connection_is_an_error(self) -> None:
+        async with self.networks() as (a, b):
+            with pytest.raises(NotConnected):
+                await a.open_stream(b.peer_id, ECHO)
+
+    async def test_a_protocol_that_the_peer_does_not_speak_is_an_error_and_no_more(self) -> None:
+        async with self.networks() as (a, b):
+            b.handle(ECHO, echo)
+            await connect(a, b)
+            with trio.fail_after(PATIENCE), pytest.raises(ProtocolNotSupported):
+                await a.open_stream(b.peer_id, "/owm/test/unheard-of/1")
+            assert await ask(a, b, b"still here") == b"still here"
+
+    async def test_streams_work_both_ways_over_one_connection(self) -> None:
+        async with self.networks() as (a, b):
+            a.handle(ECHO, echo)
+            b.handle(ECHO, echo)
+            await connect(a, b)
+            assert await ask(a, b, b"from a") == b"from a"
+            assert await ask(b, a, b"from b") == b"from b"
+            assert a.statistics().connections == 1
+
+    async def test_a_handler_knows_who_opened_the_stream_and_for_what(self) -> None:
+        async with self.networks() as (a, b):
+            seen: list[tuple[PeerId, str]] = []
+
+            async def note(stream: Stream) -> None:
+                seen.append((stream.remote, stream.protocol))
+
+            b.handle(ECHO, note)
+            await connect(a, b)
+            assert await ask(a, b, b"") == b""
+            assert seen == [(a.peer_id, ECHO)]
+
+    async def test_half_closed_streams_still_carry_the_answer(self) -> None:
+        async with self.networks() as (a, b):
+
+            async def count(stream: Stream) -> None:
+                await stream.send(str(len(await read_all(stream))).encode())
+
+            b.handle(ECHO, count)
+            await connect(a, b)
+            assert await ask(a, b, b"x" * 100_000) == b"100000"
+
+    async def test_what_a_handler_sent_before_returning_arrives(self) -> None:
+        async with self.networks() as (a, b):
+
+            async def speak(stream: Stream) -> None:
+                await stream.send(b"y" * 100_000)
+
+            b.handle(ECHO, speak)
+            await connect(a, b)
+            stream = await a.open_stream(b.peer_id, ECHO)
+            await trio.sleep(0.1)  # by now the handler has long returned, and we never finished writing
+            with trio.fail_after(PATIENCE):
+                assert await read_all(stream) == b"y" * 100_000
+            await stream.aclose()
+
+    async def test_a_reset_reaches_the_other_end(self) -> None:
+        async with self.networks() as (a, b):
+            errors: list[Exception] = []
+            done = trio.Event()
+
+            async def wait(stream: Stream) -> None:
+                try:
+                    await read_all(stream)
+                except StreamReset as error:
+                    errors.append(error)
+                done.set()
+
+            b.handle(ECHO, wait)
+            await connect(a, b)
+            stream = await a.open_stream(b.peer_id, ECHO)
+            await stream.send(b"never finished")
+            stream.reset()
+            stream.reset()
+            with trio.fail_after(PATIENCE):
+                await done.wait()
+            assert len(errors) == 1
+            with pytest.raises(StreamReset):
+                await stream.receive()
+            with pytest.raises(StreamReset):
+                await stream.send(b"more")
+
+    async def test_a_handler_that_fails_resets_its_stream_only(self) -> None:
+        async with self.networks() as (a, b):
+
+            async def fail(stream: Stream) -> None:
+                raise RuntimeError("a bug in a handler")
+
+            b.handle(HOLD, fail)
+            b.handle(ECHO, echo)
+            await connect(a, b)
+            stream = await a.open_stream(b.peer_id, HOLD)
+            with trio.fail_after(PATIENCE), pytest.raises(StreamReset):
+                await stream.receive()
+            assert await ask(a, b, b"unharmed") == b"unharmed"
+
+    async def test_a_sender_waits_for_a_reader_that_does_not_read(self) -> None:
+        async with self.networks() as (a, b):
+            go = trio.Event()
+            received: list[bytes] = []
+
+            async def late(stream: Stream) -> None:
+                await go.wait()
+                received.append(await read_all(stream))
+
+            b.handle(HOLD, late)
+            b.handle(ECHO, echo)
+            await connect(a, b)
+            stream = await a.open_stream(b.peer_id, HOLD, bulk=True)
+            payload = Random(1).randbytes(4 << 20)
+            with trio.move_on_after(0.5) as scope:
+                await stream.send(payload)
+            assert scope.cancelled_caught, "four MiB went to a peer that reads nothing"
+            assert await ask(a, b, b"others pass") == b"others pass"
+            go.set()
+            with trio.fail_after(PATIENCE):
+                await stream.close_write()
+            await eventually(lambda: bool(received))
+            assert payload.startswith(received[0])
+            assert 128 << 10 <= len(received[0]) <= 2 << 20
+
+    async def test_five_megabytes_each_way_arrive_whole(self) -> None:
+        async with self.networks() as (a, b):
+            b.handle(ECHO, echo)
+            await connect(a, b)
+            payload = Random(2).randbytes(5_000_000)
+            stream = await a.open_stream(b.peer_id, ECHO, bulk=True)
+
+            async def send() -> None:
+                await stream.send(payload)
+                await stream.close_write()
+
+            with trio.fail_after(4 * PATIENCE):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(send)
+                    assert await read_all(stream) == payload
+            await stream.aclose()
+            await eventually(lambda: a.statistics().streams == b.statistics().streams == 0)
+            assert a.statistics().bytes_out >= len(payload) <= a.statistics().bytes_in
+
+    async def test_a_cancelled_receive_loses_nothing(self) -> None:
+        async with self.networks() as (a, b):
+            payload = Random(3).randbytes(300_000)
+
+            async def drip(stream: Stream) -> None:
+                for start in range(0, len(payload), 3000):
+                    await stream.send(payload[start : start + 3000])
+                    await trio.sleep(0.001)
+
+            b.handle(ECHO, drip)
+            await connect(a, b)
+            received = bytearray()
+            cancelled = 0
+            stream = await a.open_stream(b.peer_id, ECHO)
+            random = Random(4)
+            with trio.fail_after(PATIENCE):
+                while len(received) < len(payload):
+                    with trio.move_on_after(random.uniform(0, 0.001)) as scope:
+                        received += await stream.receive(random.randint(1, 5000))
+                    cancelled += scope.cancelled_caught
+            assert bytes(received) == payload
+            assert cancelled > 10
+            await stream.aclose()
+
+    async def test_a_peer_holds_no_more_streams_than_the_protocol_allows(self) -> None:
+        async with self.networks() as (a, b):
+            b.handle(HOLD, echo, max_streams=2)
+            await connect(a, b)
+            held = [await a.open_stream(b.peer_id, HOLD) for _ in range(2)]
+            for stream in held:
+                await stream.send(b"?")
+                assert await stream.receive() == b"?"
+            with trio.fail_after(PATIENCE), pytest.raises(NetworkError):
+                extra = await a.open_stream(b.peer_id, HOLD)
+                await extra.send(b"?")
+                assert await extra.receive() != b"?"
+                raise StreamReset("ended without an answer")
+            for stream in held:
+                await stream.send(b"!")
+                assert await stream.receive() == b"!"
+            await held[0].aclose()
+            await trio.sleep(0.2)
+            with trio.fail_after(PATIENCE):
+                again = await a.open_stream(b.peer_id, HOLD)
+                await again.send(b"?")
+                assert await again.receive() == b"?"
+
+    async def test_events_tell_of_the_first_connection_and_of_the_last_one_gone(self) -> None:
+        async with self.networks() as (a, b):
+            early = b.events()
+            await connect(a, b)
+            with trio.fail_after(PATIENCE):
+                assert await early.receive() == PeerConnected(a.peer_id, inbound=True)
+                assert await b.events().receive() == PeerConnected(a.peer_id, inbound=True)
+                assert await a.events().receive() == PeerConnected(b.peer_id, inbound=False)
+                await a.disconnect(b.peer_id)
+                event = await early.receive()
+            assert isinstance(event, PeerDisconnected) and event.peer == a.peer_id and event.reason
+
+    async def test_disconnecting_ends_what_was_open_at_both_ends(self) -> None:
+        async with self.networks() as (a, b):
+            b.handle(ECHO, echo)
+            await connect(a, b)
+            stream = await a.open_stream(b.peer_id, ECHO)
+            with trio.fail_after(PATIENCE):
+                await a.disconnect(b.peer_id)
+                await a.disconnect(identity(97).peer_id)
+            assert not a.is_connected(b.peer_id) and a.connections() == ()
+            with pytest.raises(NetworkError):
+                await a.open_stream(b.peer_id, ECHO)
+            with trio.fail_after(PATIENCE), pytest.raises(StreamReset):
+                await stream.receive()
+            await eventually(lambda: not b.is_connected(a.peer_id) and b.statistics().streams == 0)
+            await connect(a, b)
+            assert await ask(a, b, b"back again") == b"back again"
+
+    async def test_two_peers_that_dial_each_other_at_once_are_connected_once(self) -> None:
+        async with self.networks() as (a, b):
+            a.handle(ECHO, echo)
+            b.handle(ECHO, echo)
+            events = a.events()
+            with trio.fail_after(PATIENCE):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(a.connect, b.peer_id, b.addresses)
+                    nursery.start_soon(b.connect, a.peer_id, a.addresses)
+            assert [c.peer for c in a.connections()] == [b.peer_id]
+            await eventually(lambda: [c.peer for c in b.connections()] == [a.peer_id])
+            assert await ask(a, b, b"one way") == b"one way"
+            assert await ask(b, a, b"the other") == b"the other"
+            assert isinstance(events.receive_nowait(), PeerConnected)
+            with pytest.raises(trio.WouldBlock):
+                events.receive_nowait()
+
+    async def test_trimming_spares_protected_peers(self) -> None:
+        limits = NetworkLimits(
+            exempt_local=True,
+            max_connections=8,
+            max_inbound=8,
+            high_water=4,
+            low_water=2,
+            reserved_protected=1,
+            grace_period=0.0,
+            first_backoff=0.01,
+        )
+        async with self.networks(6, limits) as (hub, friend, *others):
+            await connect(friend, hub)
+            hub.protect(friend.peer_id, "a friend")
+            for other in others:
+                with trio.fail_after(PATIENCE):
+                    await other.connect(hub.peer_id, hub.addresses)
+                await trio.sleep(0.05)
+            await eventually(lambda: len(hub.connections()) <= 4)
+            assert hub.is_connected(friend.peer_id)
+            assert [c.protected for c in hub.connections() if c.peer == friend.peer_id] == [True]
+            hub.protect(friend.peer_id, "a friend", protected=False)
+            assert not any(c.protected for c in hub.connections())
+
+    async def test_penalties_disconnect_and_then_ban(self) -> None:
+        async with self.networks() as (a, b):
+            await connect(a, b)
+            b.penalise(a.peer_id, Penalty.LOW_TOLERANCE, "testing")
+            b.penalise(a.peer_id, Penalty.LOW_TOLERANCE, "testing")
+            await trio.sleep(0.05)
+            assert b.is_connected(a.peer_id) and b.connections()[0].score == pytest.approx(-20, abs=0.1)
+            b.penalise(a.peer_id, Penalty.MID_TOLERANCE, "testing")
+            await eventually(lambda: not a.is_connected(b.peer_id) and not b.is_connected(a.peer_id))
+            b.penalise(a.peer_id, Penalty.FATAL, "worse")
+            assert b.statistics().penalties == {"testing": 3, "worse": 1}
+            with trio.fail_after(PATIENCE), pytest.raises(DialFailed):
+                await b.connect(a.peer_id, a.addresses)
+            # The banned peer may find out only once it has authenticated; it is never a peer of ours again.
+            events = b.events()
+            await trio.sleep(0.1)
+            with trio.fail_after(PATIENCE):
+                with suppress(NetworkError):
+                    await a.connect(b.peer_id, b.addresses)
+            await eventually(lambda: not a.is_connected(b.peer_id))
+            with pytest.raises(trio.WouldBlock):
+                events.receive_nowait()
+            assert b.connections() == ()
+
+    async def test_leaving_ends_every_connection(self) -> None:
+        async with self.networks(1) as (a,):
+            async with self.networks(2) as (_, b):
+                await connect(b, a)
+            await eventually(lambda: not a.connections())
+            assert a.statistics().streams == 0
+
+
+__all__ = ["NetworkConformance", "ask", "connect", "echo", "eventually", "identity", "read_all"]
