@@ -1,0 +1,7 @@
+"""What a peer keeps on disk: SQLite for its logs and state, and content-addressed blobs."""
+
+from owm.store._blobs import CHUNK_BYTES, BlobStore
+from owm.store._schema import SCHEMA_VERSION
+from owm.store._store import Store, TaskEntry
+
+__all__ = ["CHUNK_BYTES", "SCHEMA_VERSION", "BlobStore", "Store", "TaskEntry"]

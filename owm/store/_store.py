@@ -1,0 +1,170 @@
+"""What a peer remembers: its task log, its records' sequence numbers, its dispatch log and small state."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final, Self
+
+import msgspec
+
+from owm.store._database import Database, InlineDatabase, ThreadDatabase
+
+__all__ = ["Store", "TaskEntry"]
+
+_RESERVE: Final = 1000  # sequence numbers persisted ahead, so that not every record waits for the disk
+
+
+class TaskEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of the task log (SRS-NODE-06): hashes of what went in and out, timing and payment status."""
+
+    id: str
+    role: str  #: "worker" or "requester": what we were
+    type: str
+    peer: bytes  #: the other side's peer id; empty before anyone was chosen
+    state: str
+    input_hash: bytes = b""
+    output_hash: bytes = b""
+    created: float = 0.0  #: unix seconds
+    started: float | None = None
+    finished: float | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    payment: str = "none"  #: "none", "due", "paid"
+    error: str = ""
+    receipt: bytes | None = None  #: the worker's signed envelope
+    countersignature: bytes | None = None  #: the requester's signature of the receipt's id
+
+
+_COLUMNS: Final = TaskEntry.__struct_fields__
+_UPSERT: Final = (
+    f"INSERT INTO tasks ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))}) "  # noqa: S608 - constants
+    f"ON CONFLICT (id, role) DO UPDATE SET {', '.join(f'{name}=excluded.{name}' for name in _COLUMNS[2:])}"
+)
+_SELECT: Final = f"SELECT {', '.join(_COLUMNS)} FROM tasks"  # noqa: S608 - constants
+
+
+class Store:
+    """Durable state in one SQLite file. Use as ``async with Store(path).running() as store:``.
+
+    Every write has reached the disk when its call returns, and is whole or absent after a crash at any moment.
+
+    Args:
+        path: the database file, or None for one in memory.
+        inline: run in the calling thread instead of a thread of its own; for tests and the simulator.
+    """
+
+    def __init__(self, path: Path | None, *, inline: bool = False) -> None:
+        self._path = path
+        self._inline = inline or path is None
+        self._database: Database | None = None
+        self._next: dict[str, int] = {}
+        self._ceiling: dict[str, int] = {}
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Self]:
+        """Open, creating or upgrading the file; raises StoreError, SchemaTooNew."""
+        if self._inline:
+            database = InlineDatabase(self._path or ":memory:")
+            self._database = database
+            try:
+                yield self
+            finally:
+                database.close()
+            return
+        assert self._path is not None
+        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        async with ThreadDatabase(self._path).running() as threaded:
+            self._database = threaded
+            yield self
+
+    @property
+    def _db(self) -> Database:
+        if self._database is None:
+            raise RuntimeError("enter running() first")
+        return self._database
+
+    async def log_task(self, entry: TaskEntry) -> None:
+        """Add a task, or replace what is known of it."""
+        values = msgspec.structs.astuple(entry)
+        await self._db.run(lambda db: db.execute(_UPSERT, values))
+
+    async def task(self, task_id: str, role: str) -> TaskEntry | None:
+        rows = await self._query(f"{_SELECT} WHERE id = ? AND role = ?", (task_id, role))
+        return TaskEntry(**dict(zip(_COLUMNS, rows[0], strict=True))) if rows else None
+
+    async def tasks(self, limit: int = 100, state: str | None = None) -> list[TaskEntry]:
+        """The newest tasks first, of one state where given."""
+        where, values = (" WHERE state = ?", (state,)) if state else ("", ())
+        rows = await self._query(f"{_SELECT}{where} ORDER BY created DESC, id LIMIT ?", (*values, limit))
+        return [TaskEntry(**dict(zip(_COLUMNS, row, strict=True))) for row in rows]
+
+    async def abandon_unfinished(self, now: float) -> int:
+        """Mark what an earlier process left unfinished as interrupted; returns how many. Call once at start."""
+        sql = "UPDATE tasks SET state = 'failed', error = 'interrupted', finished = ? WHERE finished IS NULL"
+        return await self._db.run(lambda db: db.execute(sql, (now,)).rowcount)
+
+    async def next_sequence(self, record_type: str, now: float) -> int:
+        """``max(last + 1, unix milliseconds)``, never given out twice, not even after a crash.
+
+        Args:
+            now: unix seconds.
+        """
+        if record_type not in self._ceiling:
+            rows = await self._query("SELECT ceiling FROM sequences WHERE type = ?", (record_type,))
+            if record_type not in self._ceiling:  # nobody else asked meanwhile
+                self._ceiling[record_type] = rows[0][0] if rows else 0
+                self._next[record_type] = self._ceiling[record_type] + 1
+        number = max(self._next[record_type], int(now * 1000))
+        self._next[record_type] = number + 1
+        if number > self._ceiling[record_type]:
+            # Others wait for their own commit: the ceiling counts only once it is on the disk.
+            ceiling = number + _RESERVE
+            sql = (
+                "INSERT INTO sequences VALUES (?, ?) "
+                "ON CONFLICT (type) DO UPDATE SET ceiling = max(ceiling, excluded.ceiling)"
+            )
+            await self._db.run(lambda db: db.execute(sql, (record_type, ceiling)))
+            self._ceiling[record_type] = max(self._ceiling[record_type], ceiling)
+        return number
+
+    async def get(self, space: str, key: bytes) -> bytes | None:
+        rows = await self._query("SELECT value FROM state WHERE space = ? AND key = ?", (space, key))
+        return rows[0][0] if rows else None
+
+    async def put(self, space: str, key: bytes, value: bytes | None) -> None:
+        """Set a value, or remove it with None."""
+
+        def job(db: sqlite3.Connection) -> None:
+            if value is None:
+                db.execute("DELETE FROM state WHERE space = ? AND key = ?", (space, key))
+            else:
+                db.execute("INSERT OR REPLACE INTO state VALUES (?, ?, ?)", (space, key, value))
+
+        await self._db.run(job)
+
+    async def items(self, space: str) -> list[tuple[bytes, bytes]]:
+        """Everything in a space, by key."""
+        return await self._query("SELECT key, value FROM state WHERE space = ? ORDER BY key", (space,))
+
+    async def replace(self, space: str, items: dict[bytes, bytes]) -> None:
+        """Make ``items`` the whole content of a space, at once."""
+
+        def job(db: sqlite3.Connection) -> None:
+            db.execute("DELETE FROM state WHERE space = ?", (space,))
+            db.executemany("INSERT INTO state VALUES (?, ?, ?)", [(space, *item) for item in items.items()])
+
+        await self._db.run(job)
+
+    async def append_dispatch(self, position: int, leaf: bytes) -> None:
+        """Append to the dispatch log; raises StoreError when the position is taken."""
+        await self._db.run(lambda db: db.execute("INSERT INTO dispatches VALUES (?, ?)", (position, leaf)))
+
+    async def dispatches(self) -> list[bytes]:
+        """All leaves of the dispatch log, in order."""
+        return [row[0] for row in await self._query("SELECT leaf FROM dispatches ORDER BY position", ())]
+
+    async def _query(self, sql: str, values: tuple[Any, ...]) -> list[Any]:
+        return await self._db.run(lambda db: db.execute(sql, values).fetchall())
