@@ -49,7 +49,7 @@ class NetworkSettings(_Section, frozen=True):
     """Which network, where to listen, whom to ask first."""
 
     profile: str = "devnet"  #: a shipped network ("devnet", "mainnet") or the path of a network.toml
-    listen_host: str = "0.0.0.0"  # noqa: S104 - a peer is meant to be reached
+    listen_host: str = "0.0.0.0"  # noqa: S104 - address to listen on; a peer is meant to be reached
     listen_port: Port = 9000  #: 0 lets the system choose
     announce: tuple[str, ...] = ()  #: multiaddrs to advertise instead of what is listened on
     bootstrap: tuple[str, ...] = ()  #: multiaddrs, with or without /p2p/<peer id>, of peers to join through
@@ -61,28 +61,28 @@ class NetworkSettings(_Section, frozen=True):
 class LimitsSettings(_Section, frozen=True):
     """Bounds on what this peer spends on others."""
 
-    max_connections: Positive = 64
-    max_inbound: Positive = 48
-    max_connections_per_subnet: Positive = 8
-    max_streams_per_peer: Positive = 64
+    max_connections: Positive = 64  #: in all
+    max_inbound: Positive = 48  #: connections that others opened
+    max_connections_per_subnet: Positive = 8  #: of one /16 or /32 group of addresses
+    max_streams_per_peer: Positive = 64  #: open at once
     max_bytes_per_day: Annotated[int, Meta(ge=0)] = 0  #: both ways together; 0 for no limit
 
 
 class LightningSettings(_Section, frozen=True):
     """The operator's Lightning node. Nothing here is read before payments are switched on."""
 
-    lnd_rpc_host: str = "localhost:10009"
-    lnd_macaroon_path: str = "~/.lnd/data/chain/bitcoin/mainnet/admin.macaroon"
-    lnd_tls_cert_path: str = "~/.lnd/tls.cert"
-    min_payment_channel_sat: Annotated[int, Meta(ge=0)] = 100_000
+    lnd_rpc_host: str = "localhost:10009"  #: host and port of the node's API
+    lnd_macaroon_path: str = "~/.lnd/data/chain/bitcoin/mainnet/admin.macaroon"  #: the credential
+    lnd_tls_cert_path: str = "~/.lnd/tls.cert"  #: the node's certificate
+    min_payment_channel_sat: Annotated[int, Meta(ge=0)] = 100_000  #: channels smaller than this are not used, satoshis
 
 
 class ModelSettings(_Section, frozen=True):
     """What a worker serves."""
 
-    model_cache_dir: str = "~/.owm/models"
-    max_vram_percent: Percent = 80
-    engine: Literal["llama.cpp", "openai"] = "llama.cpp"
+    model_cache_dir: str = "~/.owm/models"  #: model files, shared by all peers of this machine
+    max_vram_percent: Percent = 80  #: of an accelerator's memory
+    engine: Literal["llama.cpp", "openai"] = "llama.cpp"  #: what runs the models; "openai" is a server at url
     url: str = ""  #: for engine "openai": the server's base URL, such as http://127.0.0.1:8000/v1
     api_key_env: str = ""  #: for engine "openai": the environment variable that holds its key
     chat: str = "smollm2-135m-instruct"  #: id of the chat model to serve
@@ -97,24 +97,24 @@ class ModelSettings(_Section, frozen=True):
 class DataSettings(_Section, frozen=True):
     """Data that the operator lends to training."""
 
-    allow_contributor_data: bool = False
-    contributor_data_dir: str = ""
+    allow_contributor_data: bool = False  #: lend the folder below
+    contributor_data_dir: str = ""  #: the folder; empty for none
 
 
 class ApiSettings(_Section, frozen=True):
     """The public API of a gateway."""
 
-    host: str = "127.0.0.1"
+    host: str = "127.0.0.1"  #: address to listen on
     port: Port = 8000  #: 0 lets the system choose
     requests_per_day: Positive = 100  #: per key, sliding window
     page_requests_per_day: Positive = 30  #: of the landing page, per address
-    max_body_bytes: Positive = 1_048_576
+    max_body_bytes: Positive = 1_048_576  #: of a request
     max_prompt_tokens: Positive = 1024  #: refused before any work is dispatched
-    write_timeout: Seconds = 10.0  #: a client that reads nothing for so long is dropped
-    query_timeout: Seconds = 120.0
-    max_concurrent: Positive = 1000
+    write_timeout: Seconds = 10.0  #: a client that reads nothing for so many seconds is dropped
+    query_timeout: Seconds = 120.0  #: of one query, seconds, all attempts together
+    max_concurrent: Positive = 1000  #: queries at once; more are refused
     allowed_hosts: tuple[str, ...] = ()  #: Host headers to accept besides the loopback names; "*" for any
-    cors_origins: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()  #: web origins that may call the API
 
 
 class HealthSettings(_Section, frozen=True):
@@ -126,7 +126,7 @@ class HealthSettings(_Section, frozen=True):
 class LogSettings(_Section, frozen=True):
     """Structured logs on standard error."""
 
-    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"  #: the least severe that is shown
     format: Literal["auto", "json", "human"] = "auto"  #: auto: human on a terminal, JSON elsewhere
 
 

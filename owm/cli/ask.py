@@ -1,0 +1,91 @@
+"""``owm ask``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from owm.cli._local import gateway_url
+from owm.cli._options import config_options, settings_of
+from owm.cli._output import json_option, plain, print_json
+from owm.cli._query import Answer, ask
+
+__all__ = ["answer_json", "ask_and_print", "ask_command"]
+
+
+@click.command("ask")
+@click.argument("question")
+@click.option("--url", metavar="URL", help="The gateway (default: the one that runs here, else the configured one).")
+@click.option("--key", metavar="KEY", help="API key (default: $OWM_API_KEY).")
+@click.option("--max-tokens", type=click.IntRange(1, 4096), default=256, show_default=True)
+@config_options
+@json_option
+def ask_command(
+    question: str,
+    url: str | None,
+    key: str | None,
+    max_tokens: int,
+    config: Path | None,
+    data_dir: str | None,
+    as_json: bool,
+) -> int:
+    """Ask the network a question and watch the answer arrive.
+
+    When the peer that was answering dies, the gateway has another begin anew; what was shown before is then marked void.
+
+    \b
+    Examples:
+      owm ask "What is the capital of France?"
+      owm ask --url https://gateway.example --key $KEY --json "How far is the Moon?"
+    """
+    target = url or gateway_url(settings_of(config, data_dir))
+    ask_and_print(target, question, max_tokens=max_tokens, key=key or os.environ.get("OWM_API_KEY"), as_json=as_json)
+    return 0
+
+
+def ask_and_print(url: str, question: str, *, max_tokens: int, key: str | None, as_json: bool) -> Answer:
+    """Stream an answer to standard output, then say who gave it and how fast; or print one JSON object."""
+    if as_json:
+        answer = ask(url, question, max_tokens=max_tokens, key=key, on_text=_ignore, on_restart=_nothing)
+        print_json(answer_json(answer))
+        return answer
+    answer = ask(url, question, max_tokens=max_tokens, key=key, on_text=_show, on_restart=_void)
+    click.echo("\n")
+    shown = [
+        ("worker", answer.result.get("worker")),
+        ("receipt", answer.result.get("receipt_id")),
+        ("first token", None if answer.first_token_ms is None else f"{answer.first_token_ms:.0f} ms"),
+    ]
+    for name, value in shown:
+        click.echo(f"{name:<12} {plain(value) if value else '-'}")
+    return answer
+
+
+def answer_json(answer: Answer) -> dict[str, object]:
+    """The object that ``--json`` prints."""
+    return {
+        **answer.result,
+        "answer": answer.text,
+        "first_token_ms": None if answer.first_token_ms is None else round(answer.first_token_ms, 1),
+        "restarts": answer.restarts,
+    }
+
+
+def _show(text: str) -> None:
+    sys.stdout.write(plain(text))
+    sys.stdout.flush()
+
+
+def _void() -> None:
+    click.echo("\n[the peer that was answering has gone: what stands above is void, another begins anew]\n")
+
+
+def _ignore(text: str) -> None:
+    """With --json nothing is shown before the end."""
+
+
+def _nothing() -> None:
+    """With --json nothing is shown before the end."""
