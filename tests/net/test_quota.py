@@ -1,0 +1,83 @@
+"""Token buckets allow a burst, then the average rate, and never more."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from owm.net import Quota, QuotaTable, Rate
+
+times = st.lists(st.tuples(st.floats(0, 5), st.floats(0, 20)), max_size=100)
+
+
+@given(times, st.floats(0.5, 10), st.floats(1, 20))
+def test_no_window_of_time_lets_more_through_than_rate_and_burst(
+    steps: list[tuple[float, float]], per_second: float, burst: float
+) -> None:
+    quota, now, taken = Quota(Rate(per_second, burst)), 0.0, []
+    for pause, amount in steps:
+        now += pause
+        if quota.take(amount, now):
+            taken.append((now, amount))
+    for first in range(len(taken)):
+        total = 0.0
+        for then, amount in taken[first:]:
+            total += amount
+            assert total <= burst + per_second * (then - taken[first][0]) + 1e-6
+
+
+@given(times)
+def test_waiting_as_long_as_told_is_enough(steps: list[tuple[float, float]]) -> None:
+    quota, now = Quota(Rate(2.0, 20.0)), 0.0
+    for pause, amount in steps:
+        now += pause
+        now += quota.wait(amount, now)
+        assert quota.take(amount, now)
+
+
+def test_what_exceeds_the_burst_never_fits() -> None:
+    quota = Quota(Rate(1.0, 10.0))
+    assert quota.wait(11, 0.0) == float("inf")
+    assert not quota.take(11, 1e9)
+
+
+def test_a_refused_take_takes_nothing() -> None:
+    quota = Quota(Rate(1.0, 10.0))
+    assert quota.take(8, 0.0)
+    assert not any(quota.take(5, 0.0) for _ in range(1000))
+    assert quota.take(2, 0.0)
+
+
+def test_a_debt_is_paid_before_anything_is_allowed() -> None:
+    quota = Quota(Rate(10.0, 10.0))
+    quota.charge(110, 0.0)
+    assert not quota.take(1, 9.9)
+    assert quota.take(1, 10.2)
+    with pytest.raises(ValueError, match="only ever used up"):
+        quota.charge(-1, 0.0)
+
+
+def test_keys_do_not_share_and_a_flood_of_keys_is_bounded() -> None:
+    table = QuotaTable(Rate(1.0, 2.0), capacity=100)
+    assert table.take("a", 2, 0.0) and not table.take("a", 1, 0.0)
+    assert table.take("b", 2, 0.0)
+    for number in range(100_00):
+        table.take(number, 1, 0.0)
+    assert len(table) <= 100
+    assert table.refused == 1
+
+
+def test_full_buckets_are_forgotten_before_used_ones() -> None:
+    table = QuotaTable(Rate(1.0, 2.0), capacity=10)
+    for number in range(9):
+        table.take(number, 1, 0.0)
+    table.take("used up", 2, 100.0)
+    table.take("new", 1, 100.0)
+    assert not table.take("used up", 1, 100.0)
+
+
+@pytest.mark.parametrize(("per_second", "burst"), [(0, 1), (1, 0), (-1, 1)])
+def test_a_rate_without_flow_is_a_mistake(per_second: float, burst: float) -> None:
+    with pytest.raises(ValueError, match="positive"):
+        Rate(per_second, burst)
