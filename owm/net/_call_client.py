@@ -87,16 +87,13 @@ class ClientSession:
 
     async def start(self, payload: bytes, timeout: float | None, max_response: int) -> OutgoingCall:
         """Send a request; pair with :meth:`leave`. Raises StreamReset."""
+        await self._outbox.room()
         call = self._next
         self._next += 1
         end = self._calls[call] = CallEnd(self._outbox, call, self._max_request, max_response)
         # Rounded up: 0 means that there is no deadline.
         milliseconds = 0 if timeout is None else max(1, int(min(timeout, 1e9) * 1000))
-        try:
-            await self._outbox.put(Message(Kind.REQUEST, call, payload, milliseconds))
-        except BaseException:
-            del self._calls[call]
-            raise
+        self._outbox.put_nowait(Message(Kind.REQUEST, call, payload, milliseconds))
         return OutgoingCall(end, self._outbox)
 
     def leave(self, call: OutgoingCall) -> None:
@@ -107,7 +104,7 @@ class ClientSession:
 
     async def run(self) -> None:
         """Serve the stream until it breaks; every call that is open then fails with the reason."""
-        error: Exception = StreamReset("the network stopped")
+        error: NetworkError | ProtocolViolation = StreamReset("the network stopped")
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._write, nursery.cancel_scope)
@@ -116,7 +113,7 @@ class ClientSession:
         finally:
             self.close(error)
 
-    def close(self, error: Exception) -> None:
+    def close(self, error: NetworkError | ProtocolViolation) -> None:
         """Fail what is open and let go of the stream. Idempotent."""
         self.is_open = False
         self._outbox.fail(error)
@@ -132,7 +129,7 @@ class ClientSession:
             self.close(error)
             scope.cancel()
 
-    async def _read(self) -> Exception:
+    async def _read(self) -> NetworkError | ProtocolViolation:
         decoder = FrameDecoder(self._max_response + MAX_OVERHEAD)
         try:
             while data := await self._stream.receive(_CHUNK):

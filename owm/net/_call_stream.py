@@ -8,7 +8,7 @@ import trio
 
 from owm.net._core_calls import Credit, Inbox, Kind, Message, encode
 from owm.net._interface import Stream
-from owm.net.errors import FrameTooLarge, StreamReset
+from owm.net.errors import FrameTooLarge, NetworkError, ProtocolViolation, StreamReset
 
 __all__ = ["CallEnd", "Outbox"]
 
@@ -34,13 +34,17 @@ class Outbox:
             self._size += len(frame)
             self._wake.set()
 
-    async def put(self, message: Message) -> None:
-        """Queue a message once there is room; raises StreamReset. Cancelled, it is queued whole or not at all."""
+    async def room(self) -> None:
+        """Wait until there is room for a message; raises StreamReset. What is put right after keeps its order."""
         await trio.lowlevel.checkpoint()
         while self._size >= _BACKLOG and self._error is None:
             await self._space.wait()
         if self._error is not None:
             raise StreamReset(str(self._error)) from self._error
+
+    async def put(self, message: Message) -> None:
+        """Queue a message once there is room; raises StreamReset. Cancelled, it is queued whole or not at all."""
+        await self.room()
         self.put_nowait(message)
 
     def fail(self, error: Exception) -> None:
@@ -78,7 +82,7 @@ class CallEnd:
     def __init__(self, outbox: Outbox, call: int, max_send: int, max_receive: int) -> None:
         self.id = call
         self.max_receive = max_receive
-        self.error: Exception | None = None
+        self.error: NetworkError | ProtocolViolation | None = None
         self.finished = False  # the other end has
         self._outbox = outbox
         self._max_send = max_send
@@ -90,19 +94,19 @@ class CallEnd:
         """Raises StreamReset or what ended the call; waits while the other end does not read."""
         if len(message) > self._max_send:
             raise ValueError(f"a message of {len(message)} bytes, where {self._max_send} are allowed")
+        await self._outbox.room()
         while not self._credit.may_send and self.error is None:
             await self._changed.wait()
-        if self.error is not None:
-            raise self.error
-        await self._outbox.put(Message(Kind.MESSAGE, self.id, message))
+            await self._outbox.room()
+        self._raise_error()
         self._credit.spend(message)
+        self._outbox.put_nowait(Message(Kind.MESSAGE, self.id, message))
 
     async def receive(self) -> bytes | None:
         """The next message, or None after the last. Cancellation loses nothing."""
         await trio.lowlevel.checkpoint()
         while not self._inbox:
-            if self.error is not None:
-                raise self.error
+            self._raise_error()
             if self.finished:
                 return None
             await self._changed.wait()
@@ -123,11 +127,16 @@ class CallEnd:
         self._credit.grant(amount)
         self._notify()
 
-    def end(self, error: Exception | None = None) -> None:
+    def end(self, error: NetworkError | ProtocolViolation | None = None) -> None:
         """The other end has finished, or ``error`` ends the call both ways. What came before can still be read."""
         self.finished = True
         self.error = self.error or error
         self._notify()
+
+    def _raise_error(self) -> None:
+        if self.error is not None:
+            # A fresh one each time: many calls may fail with the same error, each with a traceback of its own.
+            raise type(self.error)(str(self.error)) from self.error
 
     def _notify(self) -> None:
         self._changed.set()

@@ -19,7 +19,7 @@ from owm.net._call_client import ClientSession, OutgoingCall
 from owm.net._call_server import CallHandler, ServerLimits, ServerSession
 from owm.net._interface import Network, Penalty, Stream
 from owm.net._quota import QuotaTable, Rate
-from owm.net.errors import NetworkError, ProtocolViolation, RemoteError, RequestTimeout
+from owm.net.errors import NetworkError, ProtocolViolation, RemoteError, RequestTimeout, StreamReset
 
 __all__ = ["Calls"]
 
@@ -158,6 +158,8 @@ class Calls:
     async def _shared(self, peer: PeerId) -> ClientSession:
         while True:
             session = self._sessions.get(peer)
+            if session is not None and not self._network.is_connected(peer):
+                session.close(StreamReset("the connection is gone"))  # it may not have noticed yet
             if session is not None and session.is_open:
                 return session
             if peer not in self._opening:
