@@ -20,8 +20,9 @@ from owm.net._interface import (
     Stream,
 )
 from owm.net._limits import NetworkLimits
-from owm.net._memory import MemoryHub, MemoryNetwork, Nat
-from owm.net._memory_link import Link
+from owm.net._memory import MemoryHub
+from owm.net._memory_link import Link, Nat
+from owm.net._memory_network import MemoryNetwork
 from owm.net._penalties import Penalties, Standing
 from owm.net._quota import Quota, QuotaTable, Rate
 

@@ -7,18 +7,27 @@ import itertools
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 from functools import partial
 from random import Random
 from typing import Final
 
 import trio
 
-__all__ = ["Link", "Timeline", "Wire"]
+__all__ = ["Link", "Nat", "Timeline", "Wire"]
 
 Deliver = Callable[[], None]
 
 _RETRANSMIT: Final = 0.2  # seconds, TCP's usual least retransmission timeout
 _MAX_RETRANSMITS: Final = 8
+
+
+class Nat(Enum):
+    """Who can dial a peer."""
+
+    PUBLIC = "public"  #: everybody
+    CONE = "cone"  #: those whom it has dialled within the last minute
+    SYMMETRIC = "symmetric"  #: nobody
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,340 @@
+"""One peer of a network in memory; see :mod:`owm.net._memory`."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from random import Random
+from typing import TYPE_CHECKING, Final, Self
+
+import structlog
+import trio
+
+from owm.identity import PeerId
+from owm.net._admission import Admission
+from owm.net._dialer import Dialer
+from owm.net._events import EventHub
+from owm.net._interface import (
+    Connection,
+    Handler,
+    Network,
+    NetworkEvent,
+    NetworkStatistics,
+    PeerConnected,
+    PeerDisconnected,
+    Penalty,
+)
+from owm.net._limits import NetworkLimits
+from owm.net._memory_link import Nat, Timeline
+from owm.net._memory_stream import MemoryConnection, MemoryStream
+from owm.net._penalties import Penalties
+from owm.net._racing import race
+from owm.net.errors import DialFailed, NetworkError, NotConnected, ProtocolNotSupported, StreamReset
+
+if TYPE_CHECKING:
+    from owm.net._memory import MemoryHub
+
+__all__ = ["MemoryNetwork"]
+
+_log = structlog.get_logger(__name__)
+
+_HANDSHAKE_TRIPS: Final = 6  # one-way: TCP, protocol and muxer negotiation, Noise
+_KEEP_ALIVE: Final = 30.0  # seconds without an answer until a connection is given up
+_NAT_MAPPING: Final = 60.0  # seconds for which a cone NAT lets in whom its peer has talked to
+_POLITE: Final = 1.0
+
+
+class MemoryNetwork(Network):
+    """A peer's access to a :class:`MemoryHub`; made by :meth:`MemoryHub.network`."""
+
+    def __init__(self, hub: MemoryHub, peer_id: PeerId, address: str, nat: Nat, limits: NetworkLimits) -> None:
+        self.peer_id = peer_id
+        self.nat = nat
+        self.limits = limits
+        self.penalties = Penalties()
+        self._hub = hub
+        self._addresses = (address,)
+        self._handlers: dict[str, tuple[Handler, int]] = {}
+        self._serving: Counter[tuple[PeerId, str]] = Counter()
+        self._connections: dict[PeerId, list[MemoryConnection]] = {}
+        self._dialling: dict[PeerId, trio.Event] = {}
+        self._talked: dict[PeerId, float] = {}
+        self._admission = Admission(limits, self.penalties)
+        self._dialer = Dialer(limits, Random(peer_id))  # noqa: S311 - spreads retries
+        self._events = EventHub()
+        self._timeline = Timeline()
+        self._nursery: trio.Nursery | None = None
+        self._dials = self._dials_failed = self._handshakes_failed = 0
+        self._bytes_in = self._bytes_out = 0
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Self]:
+        """Enter the hub until the block ends.
+
+        Raises:
+            NetworkError: the address is in use.
+        """
+        self._hub.enter(self)
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                self._timeline.running = True
+                nursery.start_soon(self._timeline.run)
+                try:
+                    yield self
+                finally:
+                    for connections in list(self._connections.values()):
+                        for connection in list(connections):
+                            connection.drop("we are leaving")
+                    nursery.cancel_scope.cancel()
+        finally:
+            self._nursery = None
+            self._hub.leave(self)
+            self._events.close()
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        return self._addresses
+
+    async def connect(self, peer: PeerId | None, addresses: Sequence[str]) -> PeerId:
+        if self._nursery is None:
+            raise DialFailed("the network is not running")
+        while peer is not None:
+            if self.is_connected(peer):
+                await trio.lowlevel.checkpoint()
+                return peer
+            if peer not in self._dialling:
+                break
+            await self._dialling[peer].wait()  # one dial per peer at a time
+        plan = self._dialer.plan(peer, addresses, now=trio.current_time())
+        if plan.refusal is not None:
+            raise DialFailed(plan.refusal, dict.fromkeys(addresses, plan.refusal))
+        if peer is not None:
+            self._dialling[peer] = trio.Event()
+        try:
+            connection, reasons = await race(plan, lambda address: self._dial(peer, address))
+        finally:
+            if peer is not None:
+                self._dialling.pop(peer).set()
+        now = trio.current_time()
+        if connection is None:
+            self._dialer.failed(plan.key, now)
+            raise DialFailed(
+                f"cannot reach {peer.short if peer else 'anybody'}: {'; '.join(reasons.values())}", reasons
+            )
+        return connection
+
+    async def _dial(self, peer: PeerId | None, address: str) -> PeerId:
+        """One attempt at one address; raises DialFailed."""
+        self._dials += 1
+        try:
+            return await self._reach(peer, address)
+        except DialFailed:
+            self._dials_failed += 1
+            raise
+
+    async def _reach(self, peer: PeerId | None, address: str) -> PeerId:
+        target = self._hub.find(address)
+        if target is self:
+            raise DialFailed("that is our own address")
+        if target is None:
+            await trio.sleep(2 * self._hub.link_between(self.peer_id, peer or self.peer_id).latency)
+            raise DialFailed("connection refused")
+        now = trio.current_time()
+        self._talked[target.peer_id] = now
+        there = not self._hub.is_blocked(self.peer_id, target.peer_id) and target.lets_in(self.peer_id, now)
+        if not there or self._hub.is_blocked(target.peer_id, self.peer_id):
+            if there:
+                target.handshake_failed()
+            await trio.sleep_forever()  # the planned timeout ends this
+        await trio.sleep(_HANDSHAKE_TRIPS * self._hub.link_between(self.peer_id, target.peer_id).latency)
+        if peer is not None and target.peer_id != peer:
+            target.handshake_failed()
+            raise DialFailed(f"wrong peer id: {target.peer_id.short} answered")
+        if self._hub.find(address) is not target:
+            raise DialFailed("the peer left")
+        if self._hub.is_blocked(self.peer_id, target.peer_id) or self._hub.is_blocked(target.peer_id, self.peer_id):
+            await trio.sleep_forever()
+        self._join(target, address)
+        return target.peer_id
+
+    def _join(self, target: MemoryNetwork, address: str) -> None:
+        if self.is_connected(target.peer_id):
+            return  # another address of the race was as fast
+        now = trio.current_time()
+        if refusal := self._admission.admit(target.peer_id, address, inbound=False, now=now):
+            raise DialFailed(refusal)
+        if refusal := target._admission.admit(self.peer_id, self._addresses[0], inbound=True, now=now):
+            raise DialFailed("the peer turned us away")
+        near, far = self._end(target.peer_id, address, False), target._end(self.peer_id, self._addresses[0], True)
+        near.other, far.other = far, near
+        near.wire = self._hub.wire(near, self._timeline, target._timeline)
+        far.wire = self._hub.wire(far, target._timeline, self._timeline)
+        far.round_trip = near.round_trip = 2 * self._hub.link_between(near.local, far.local).latency
+        self._came_up(near)
+        target._came_up(far)
+
+    def lets_in(self, peer: PeerId, now: float) -> bool:
+        """Whether our NAT passes on what ``peer`` sends unasked."""
+        if self.nat is Nat.CONE:
+            return now - self._talked.get(peer, float("-inf")) <= _NAT_MAPPING
+        return self.nat is Nat.PUBLIC
+
+    def handshake_failed(self) -> None:
+        """Somebody dialled us and did not get through."""
+        self._handshakes_failed += 1
+
+    def partitions_changed(self) -> None:
+        """A partition began or ended: note what stalls, let flow what may."""
+        now = trio.current_time()
+        for connection in list(itertools.chain(*self._connections.values())):
+            stalled = self._hub.is_blocked(connection.local, connection.remote) or self._hub.is_blocked(
+                connection.remote, connection.local
+            )
+            if not stalled:
+                connection.stalled_at = None
+                connection.wire.resume()
+            elif connection.stalled_at is None:
+                connection.stalled_at = now
+                self._timeline.at(now + _KEEP_ALIVE, partial(self._give_up, connection))
+
+    def _give_up(self, connection: MemoryConnection) -> None:
+        since = connection.stalled_at
+        if since is not None and trio.current_time() - since >= _KEEP_ALIVE:
+            connection.drop("the keep-alive timed out")
+
+    async def open_stream(self, peer: PeerId, protocol: str, *, bulk: bool = False) -> MemoryStream:
+        connections = self._connections.get(peer)
+        if not connections:
+            raise NotConnected(f"there is no connection to {peer.short}")
+        if len(connections[0].streams) >= self.limits.max_streams_per_peer:
+            raise StreamReset(f"too many streams are open with {peer.short}")
+        stream = connections[0].open(protocol, bulk)
+        try:
+            await stream.opened.wait()
+        except trio.Cancelled:
+            stream.reset()
+            raise
+        stream.raise_refusal()
+        return stream
+
+    def handle(self, protocol: str, handler: Handler, *, max_streams: int = 8) -> None:
+        self._handlers[protocol] = (handler, max_streams)
+
+    def events(self) -> trio.MemoryReceiveChannel[NetworkEvent]:
+        return self._events.subscribe(
+            PeerConnected(peer, connections[0].inbound) for peer, connections in self._connections.items()
+        )
+
+    def connections(self) -> tuple[Connection, ...]:
+        now = trio.current_time()
+        return tuple(
+            Connection(
+                peer=peer,
+                inbound=ends[0].inbound,
+                address=ends[0].address,
+                opened=ends[0].opened,
+                streams=sum(len(end.streams) for end in ends),
+                round_trip=ends[0].round_trip,
+                score=self.penalties.score(peer, now),
+                protected=self._admission.is_protected(peer),
+            )
+            for peer, ends in self._connections.items()
+        )
+
+    def is_connected(self, peer: PeerId) -> bool:
+        return peer in self._connections
+
+    async def disconnect(self, peer: PeerId) -> None:
+        await trio.lowlevel.checkpoint()
+        self._drop(peer, "closed by us")
+
+    def protect(self, peer: PeerId, tag: str, protected: bool = True) -> None:
+        self._admission.protect(peer, tag, protected)
+
+    def penalise(self, peer: PeerId, penalty: Penalty, reason: str) -> None:
+        standing = self.penalties.penalise(peer, penalty, reason, trio.current_time())
+        if standing.disconnect:
+            self._drop(peer, f"penalised: {reason}")
+
+    def statistics(self) -> NetworkStatistics:
+        return NetworkStatistics(
+            connections=len(self._admission),
+            inbound=self._admission.inbound,
+            dials=self._dials,
+            dials_failed=self._dials_failed,
+            handshakes_failed=self._handshakes_failed,
+            refused=self._admission.refused,
+            streams=sum(len(end.streams) for ends in self._connections.values() for end in ends),
+            bytes_in=self._bytes_in,
+            bytes_out=self._bytes_out,
+            penalties=self.penalties.reasons,
+        )
+
+    def _drop(self, peer: PeerId, reason: str) -> None:
+        for connection in list(self._connections.get(peer, ())):
+            connection.drop(reason)
+
+    def _end(self, remote: PeerId, address: str, inbound: bool) -> MemoryConnection:
+        return MemoryConnection(self.peer_id, remote, address, inbound, self._accept, self._ended, self._count)
+
+    def _came_up(self, connection: MemoryConnection) -> None:
+        now = trio.current_time()
+        peer = connection.remote
+        ends = self._connections.setdefault(peer, [])
+        ends.append(connection)
+        self._admission.opened(connection, peer, connection.address, inbound=connection.inbound, now=now)
+        if not connection.inbound:
+            self._dialer.succeeded(peer, now)
+        if len(ends) == 1:
+            self._events.publish(PeerConnected(peer, connection.inbound))
+        for extra in self._admission.to_trim(now):
+            assert isinstance(extra, MemoryConnection)
+            extra.drop("trimmed: too many connections")
+
+    def _ended(self, connection: MemoryConnection, reason: str) -> None:
+        peer = connection.remote
+        self._admission.closed(connection)
+        ends = self._connections.get(peer, [])
+        if connection in ends:
+            ends.remove(connection)
+        if not connection.inbound:
+            wanted = reason == "closed by us"
+            self._dialer.ended(peer, opened=connection.opened, now=trio.current_time(), wanted=wanted)
+        if not ends and self._connections.pop(peer, None) is not None:
+            self._events.publish(PeerDisconnected(peer, reason))
+
+    def _count(self, connection: MemoryConnection, amount: int) -> None:
+        self._bytes_in += max(amount, 0)
+        self._bytes_out += max(-amount, 0)
+        self._admission.used(connection, abs(amount), trio.current_time())
+
+    def _accept(self, connection: MemoryConnection, stream: MemoryStream) -> Exception | None:
+        handler, most = self._handlers.get(stream.protocol, (None, 0))
+        if handler is None:
+            return ProtocolNotSupported(f"{self.peer_id.short} does not speak {stream.protocol}")
+        key = (stream.remote, stream.protocol)
+        if self._serving[key] >= most or len(connection.streams) > self.limits.max_streams_per_peer:
+            return StreamReset("the peer takes no more streams of that protocol")
+        assert self._nursery is not None
+        self._serving[key] += 1
+        self._nursery.start_soon(self._serve, handler, stream)
+        return None
+
+    async def _serve(self, handler: Handler, stream: MemoryStream) -> None:
+        try:
+            await handler(stream)
+            with trio.move_on_after(_POLITE):
+                await stream.aclose()
+        except Exception as error:  # noqa: BLE001 - whatever a handler does, the network goes on
+            stream.reset()
+            level = _log.debug if isinstance(error, NetworkError) else _log.exception
+            level("a handler failed", protocol=stream.protocol, peer=stream.remote.short, error=repr(error))
+        finally:
+            key = (stream.remote, stream.protocol)
+            self._serving[key] -= 1
+            if not self._serving[key]:
+                del self._serving[key]
