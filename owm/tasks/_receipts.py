@@ -1,0 +1,84 @@
+"""Receipts: what was done for whom, checkable by both sides and by auditors."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from owm.identity import Identity, PeerId, verify
+from owm.records import SignedRecord, TaskReceipt, open_record
+from owm.records.errors import RecordError
+from owm.tasks._core_sealing import Binding
+from owm.tasks._types import Body, InferenceTask
+from owm.tasks.errors import WorkerFault
+
+__all__ = ["answer_hash", "check_receipt", "countersign", "countersigned", "input_hash", "vectors_hash"]
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+_DOMAIN: Final = b"owm-receipt-countersignature/1:"
+
+
+def input_hash(salt: bytes, body: Body) -> bytes:
+    """SHA-256 over the task's salt and its canonical body: says nothing to who does not know both."""
+    return hashlib.sha256(b"owm-task-input/1" + salt + _encode(body)).digest()
+
+
+def answer_hash(ids: Sequence[int], logprobs: Sequence[int], template: str, seed: int, model_sha256: str) -> bytes:
+    """SHA-256 of what makes an answer checkable; log-probabilities are integers, in 1/1024 nat."""
+    return hashlib.sha256(b"owm-task-answer/1" + _encode((ids, logprobs, template, seed, model_sha256))).digest()
+
+
+def vectors_hash(vectors: Sequence[bytes], model_sha256: str) -> bytes:
+    """SHA-256 over embeddings as they travelled (float32, little endian)."""
+    return hashlib.sha256(b"owm-task-vectors/1" + _encode((vectors, model_sha256))).digest()
+
+
+def check_receipt(
+    envelope: bytes, binding: Binding, body: Body, salt: bytes, output: bytes, now: float
+) -> SignedRecord:
+    """Verify a worker's receipt against what we asked for and what we got.
+
+    Args:
+        output: the hash that we computed over what arrived.
+        now: unix seconds.
+
+    Raises:
+        WorkerFault: it does not add up.
+    """
+    try:
+        signed = open_record(envelope, binding.network_id, now, issuer=binding.worker)
+    except RecordError as error:
+        raise WorkerFault(f"the worker's receipt is not valid: {error}") from error
+    receipt = signed.record
+    if not isinstance(receipt, TaskReceipt):
+        raise WorkerFault("the worker sent another record in place of a receipt")
+    expected = (
+        ("task", receipt.task, binding.task.hex()),
+        ("type", receipt.task_type, type(body).__struct_config__.tag),
+        ("requester", receipt.requester, bytes(binding.requester)),
+        ("worker", receipt.worker, bytes(binding.worker)),
+        ("input", receipt.input_hash, input_hash(salt, body)),
+        ("output", receipt.output_hash, output),
+    )
+    for name, found, wanted in expected:
+        if found != wanted:
+            raise WorkerFault(f"the worker's receipt names another {name}")
+    if min(receipt.prompt_tokens, receipt.completion_tokens, receipt.queued_ms, receipt.run_ms, receipt.price_msat) < 0:
+        raise WorkerFault("the worker's receipt has a negative amount")
+    if isinstance(body, InferenceTask) and receipt.completion_tokens > body.max_tokens:
+        raise WorkerFault("the worker's receipt counts more tokens than were asked for")
+    return signed
+
+
+def countersign(identity: Identity, receipt: SignedRecord) -> bytes:
+    """The requester's signature that it got what the receipt says."""
+    return identity.sign(_DOMAIN + receipt.id)
+
+
+def countersigned(receipt_id: bytes, requester: PeerId, signature: bytes) -> bool:
+    """Whether ``signature`` is the requester's for the receipt of that id."""
+    key = requester.public_key
+    return key is not None and verify(key, _DOMAIN + receipt_id, signature)
