@@ -78,6 +78,8 @@ fi
 say "installing the packages that constraints.txt pins (wheels wherever there is one)"
 "$venv/bin/python" -m pip install --quiet --prefer-binary --disable-pip-version-check \
     -c constraints.txt -e ".[$extras]"
+# trio-typing, which libp2p asks for, brings types of an old trio that would shadow trio's own.
+rm -rf "$venv"/lib/python3*/site-packages/trio-stubs
 wanted >"$stamp"
 pull_models && touch "$models_stamp"
 say "done"

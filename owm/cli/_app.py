@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from importlib import import_module
-from typing import Any, Final
+from typing import Final
 
 import click
 
@@ -122,11 +123,11 @@ def run(command: click.Command, args: list[str]) -> int:
             raise
         first = next(_leaves(known))
         _complain(str(first), first.exit_code, as_json)
-        return first.exit_code
-    return result if isinstance(result, int) else 0
+        return int(first.exit_code)
+    return int(result) if isinstance(result, int) else 0
 
 
-def _leaves(group: BaseExceptionGroup[OwmError]) -> Any:
+def _leaves(group: BaseExceptionGroup[OwmError]) -> Iterator[OwmError]:
     for error in group.exceptions:
         if isinstance(error, BaseExceptionGroup):
             yield from _leaves(error)

@@ -157,7 +157,7 @@ class Devnet:
         for process in running:
             process.send_signal(signal.SIGTERM)
         with trio.CancelScope(shield=True), trio.move_on_after(_STOP_SECONDS):
-            while any(process.poll() is None for process in running):
+            while any(process.poll() is None for process in running):  # noqa: ASYNC110 - nothing tells of a process's end
                 await trio.sleep(_POLL_SECONDS)
         self.kill()
 

@@ -34,7 +34,8 @@ def ask_command(
 ) -> int:
     """Ask the network a question and watch the answer arrive.
 
-    When the peer that was answering dies, the gateway has another begin anew; what was shown before is then marked void.
+    When the peer that was answering dies, the gateway has another begin anew; what was shown before is
+    then marked void.
 
     \b
     Examples:

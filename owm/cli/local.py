@@ -1,0 +1,158 @@
+"""``owm status``, ``owm peers``, ``owm tasks`` and ``owm version``: what the local peer knows."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from owm import __version__
+from owm.cli._local import fetch
+from owm.cli._options import config_options, settings_of
+from owm.cli._output import json_option, plain, print_json, print_table
+from owm.config import Effective
+from owm.errors import TemporaryError
+
+__all__ = ["peers_command", "status_command", "tasks_command", "version_command"]
+
+DATABASE: Final = "owm.sqlite"  #: the peer's database in its data folder
+_TASK_COLUMNS: Final = ("id", "role", "type", "state", "created", "started", "finished", "completion_tokens", "error")
+
+
+@click.command("status")
+@config_options
+@json_option
+def status_command(config: Path | None, data_dir: str | None, as_json: bool) -> int:
+    """Show what the local peer is and does.
+
+    \b
+    Examples:
+      owm status
+      owm status --data-dir /srv/owm --json
+    """
+    status = fetch(settings_of(config, data_dir), "status")
+    if as_json:
+        print_json(status)
+        return 0
+    for name, value in _flat(status):
+        click.echo(f"{name.replace('_', ' '):<24} {plain(value, '')}")
+    return 0
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, object]]:
+    rows: list[tuple[str, object]] = []
+    for name, found in value.items():
+        if isinstance(found, dict):
+            rows += _flat(found, f"{prefix}{name}.")
+        elif isinstance(found, list):
+            rows.append((prefix + name, ", ".join(map(str, found)) or "-"))
+        else:
+            rows.append((prefix + name, "-" if found in (None, "") else found))
+    return rows
+
+
+@click.command("peers")
+@config_options
+@json_option
+def peers_command(config: Path | None, data_dir: str | None, as_json: bool) -> int:
+    """List the peers that the local peer knows.
+
+    \b
+    Examples:
+      owm peers
+      owm peers --json
+    """
+    found = fetch(settings_of(config, data_dir), "peers")
+    if as_json:
+        print_json(found)
+        return 0
+    columns = ("peer_id", "roles", "tier", "models", "state", "rtt_ms")
+    rows = [[_cell(peer.get(column)) for column in columns] for peer in found]
+    print_table(("peer", "roles", "tier", "models", "state", "rtt ms"), rows, empty="No peer is known yet.")
+    return 0
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value)) or "-"
+    if isinstance(value, float):
+        return f"{value:.1f}"
+    return "-" if value in (None, "") else str(value)
+
+
+@click.command("tasks")
+@config_options
+@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
+@json_option
+def tasks_command(config: Path | None, data_dir: str | None, limit: int, as_json: bool) -> int:
+    """List the newest tasks of the local task log, whether the peer runs or not.
+
+    \b
+    Examples:
+      owm tasks
+      owm tasks --limit 100 --json
+    """
+    effective = settings_of(config, data_dir)
+    try:
+        found = fetch(effective, "tasks", limit=limit)
+    except TemporaryError:
+        found = _read_log(effective, limit)
+    if as_json:
+        print_json(found)
+        return 0
+    rows = [
+        (
+            task["id"],
+            task["role"],
+            task["type"],
+            task["state"],
+            _when(task["created"]),
+            _took(task),
+            task["completion_tokens"] or "-",
+            task["error"] or "-",
+        )
+        for task in found
+    ]
+    columns = ("task", "we were", "type", "state", "created", "took", "tokens", "error")
+    print_table(columns, rows, empty="There are no tasks yet.")
+    return 0
+
+
+def _read_log(effective: Effective, limit: int) -> list[dict[str, Any]]:
+    """The task log from disk, opened read-only, so that a peer that starts meanwhile is not disturbed."""
+    path = effective.data_dir / DATABASE
+    if not path.exists():
+        raise TemporaryError(f"no peer runs here and there is no task log at {path}: name its folder with --data-dir")
+    try:
+        connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=5)
+        try:
+            sql = f"SELECT {', '.join(_TASK_COLUMNS)} FROM tasks ORDER BY created DESC LIMIT ?"  # noqa: S608 - constants
+            return [dict(zip(_TASK_COLUMNS, row, strict=True)) for row in connection.execute(sql, (limit,))]
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        raise TemporaryError(f"cannot read the task log {path}: {error}") from error
+
+
+def _when(unix: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix))
+
+
+def _took(task: dict[str, Any]) -> str:
+    if task.get("finished") is None:
+        return "-"
+    return f"{task['finished'] - (task.get('started') or task['created']):.2f} s"
+
+
+@click.command("version")
+@json_option
+def version_command(as_json: bool) -> int:
+    """Print the version."""
+    if as_json:
+        print_json({"version": __version__})
+    else:
+        click.echo(__version__)
+    return 0
