@@ -1,0 +1,306 @@
+"""A live connection: one task reads, one writes, any number of streams share it."""
+
+from __future__ import annotations
+
+from typing import Final, Protocol
+
+import structlog
+import trio
+
+from owm.identity import PeerId
+from owm.net._core_noise import PacketDamaged
+from owm.net._core_yamux import (
+    DataReceived,
+    Event,
+    Finished,
+    GoneAway,
+    Opened,
+    PingReceived,
+    Pong,
+    Refused,
+    StreamIdsExhausted,
+    StreamWasReset,
+    Yamux,
+    YamuxError,
+)
+from owm.net._interface import Penalty
+from owm.net._muxed_stream import MuxedStream
+from owm.net._quota import Quota, Rate
+from owm.net._secure import Secured
+from owm.net.errors import StreamReset
+
+__all__ = ["ConnectionOwner", "MuxedConnection"]
+
+_log = structlog.get_logger(__name__)
+
+_READ: Final = 65536
+_MAX_BUFFERED: Final = 16 * 1024 * 1024  # received bytes that no handler has read, over all streams of a connection
+_PINGS: Final = Rate(per_second=2.0, burst=30)
+_OPENS: Final = Rate(per_second=200.0, burst=1000)
+_REFUSALS: Final = Rate(per_second=10.0, burst=100)
+_SMOOTHING: Final = 0.25  # weight of a new round trip
+
+
+class ConnectionOwner(Protocol):
+    """What a connection tells the network."""
+
+    def stream_opened(self, connection: MuxedConnection, stream: MuxedStream) -> None:
+        """The peer opened a stream; its protocol is not negotiated yet."""
+
+    def misbehaved(self, connection: MuxedConnection, penalty: Penalty, reason: str) -> None:
+        """The peer broke the protocol; the connection ends by itself where it must."""
+
+    def ended(self, connection: MuxedConnection) -> None:
+        """The connection is gone; ``connection.reason`` says why."""
+
+
+class MuxedConnection:
+    """One authenticated connection; runs in :meth:`run`, ends with it.
+
+    Args:
+        stream: the byte stream below; owned and closed by the connection.
+        secured: the result of the handshake.
+        inbound: whether the peer dialled us.
+        address: the peer's multiaddr.
+        opened: the owner's monotonic time.
+        max_streams: streams the peer may have open at once.
+        owner: who is told.
+    """
+
+    def __init__(
+        self,
+        stream: trio.abc.Stream,
+        secured: Secured,
+        *,
+        inbound: bool,
+        address: str,
+        opened: float,
+        max_streams: int,
+        owner: ConnectionOwner,
+    ) -> None:
+        self.remote: PeerId = secured.remote
+        self.inbound = inbound
+        self.address = address
+        self.opened = opened
+        self.streams: dict[int, MuxedStream] = {}
+        self.reason = "the peer closed the connection"
+        self.closed = trio.Event()
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.bytes_counted = 0  #: of both, what the owner has charged already
+        self.leaving = False  #: the peer said that it goes, or we did: no new streams
+        self.wanted = False  #: closed by ourselves, on purpose
+        self.ping_sent: float | None = None  #: when the ping that is under way was sent
+        self.last_heard = trio.current_time()
+        self.buffered = 0
+        self.mux = Yamux(initiator=not inbound, max_inbound=max_streams)
+        self._stream = stream
+        self._noise = secured.session
+        self._early = secured.rest
+        self._owner = owner
+        self._work = trio.lowlevel.ParkingLot()
+        self._flushed = trio.Event()
+        self._scope = trio.CancelScope()
+        self._pings = Quota(_PINGS)
+        self._opens = Quota(_OPENS)
+        self._refusals = Quota(_REFUSALS)
+        self._ping_value = 0
+        self._draining = False
+        self._frozen = False
+
+    def __repr__(self) -> str:
+        return f"<MuxedConnection {'from' if self.inbound else 'to'} {self.remote.short}>"
+
+    @property
+    def round_trip(self) -> float | None:
+        return self.mux.round_trip
+
+    async def run(self) -> None:
+        """Read and write until the connection ends; never raises for what the peer or the network does."""
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._write)
+                    await self._read()
+                    nursery.cancel_scope.cancel()
+        finally:
+            self.closed.set()
+            self._flushed.set()
+            for stream in list(self.streams.values()):
+                stream.connection_lost(self.reason)
+            self.streams.clear()
+            self._owner.ended(self)
+            with trio.CancelScope(shield=True):
+                await trio.aclose_forcefully(self._stream)
+
+    def open_stream(self, *, bulk: bool = False) -> MuxedStream:
+        """A new stream without a protocol.
+
+        Raises:
+            StreamReset: the connection is ending.
+        """
+        if self.closed.is_set() or self.leaving:
+            raise StreamReset("the connection is closing")
+        try:
+            stream_id = self.mux.open(bulk=bulk)
+        except StreamIdsExhausted as error:
+            self.kill(str(error))
+            raise StreamReset(str(error)) from error
+        stream = self.streams[stream_id] = MuxedStream(self, stream_id)
+        return stream
+
+    def ping(self) -> None:
+        """Measure the round trip, and find out whether the peer is still there. One at a time."""
+        if self.ping_sent is None and not self.closed.is_set():
+            self._ping_value = (self._ping_value + 1) & 0xFFFFFFFF
+            self.ping_sent = trio.current_time()
+            self.mux.ping(self._ping_value)
+            self.wake()
+
+    def wake(self) -> None:
+        """There is something to send."""
+        self._work.unpark()
+
+    def kill(self, reason: str) -> None:
+        """End at once; what was not sent yet is lost."""
+        if not self.closed.is_set() and not self._scope.cancel_called:
+            self.reason = reason
+            self._scope.cancel()
+
+    def freeze(self) -> None:
+        """Say nothing and read nothing more, yet stay open: a fault on purpose."""
+        self._frozen = True
+
+    async def drain(self) -> None:
+        """Wait until all that is queued has gone out."""
+        self._flushed = trio.Event()
+        self._draining = True
+        self.wake()
+        await self._flushed.wait()
+
+    async def aclose(self, reason: str, timeout: float = 0.5) -> None:
+        """Say good-bye, send what is queued as far as it goes within ``timeout`` seconds, and end."""
+        if not self.closed.is_set():
+            self.wanted = True
+            if not self.leaving:
+                self.mux.go_away()
+            self.leaving = True
+            self.wake()
+            with trio.move_on_after(timeout):
+                await self._flushed.wait()
+            self.kill(reason)
+        with trio.move_on_after(timeout):
+            await self.closed.wait()
+
+    async def _write(self) -> None:
+        mux = self.mux
+        try:
+            while True:
+                if self._frozen:
+                    await trio.sleep_forever()
+                chunk = mux.take()
+                if mux.writable:
+                    self._notify_writable()
+                if not chunk:
+                    if self.wanted or self._draining:
+                        self._flushed.set()
+                    await self._work.park()
+                    continue
+                sealed = self._noise.seal(chunk)
+                self.bytes_out += len(sealed)
+                await self._stream.send_all(sealed)
+        except (trio.BrokenResourceError, trio.ClosedResourceError, PacketDamaged):
+            self.kill("the connection broke")
+
+    async def _read(self) -> None:
+        try:
+            if self._early:
+                self._take(self._early)
+            while True:
+                data = await self._stream.receive_some(_READ)
+                if self._frozen:
+                    await trio.sleep_forever()
+                if not data:
+                    return
+                self.bytes_in += len(data)
+                plain = self._noise.open(data)
+                if plain:
+                    self._take(plain)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self.reason = "the connection broke"
+        except (YamuxError, PacketDamaged) as error:
+            self.reason = f"protocol violation: {error}"
+            self._owner.misbehaved(self, Penalty.LOW_TOLERANCE, "transport protocol violation")
+            self.mux.go_away(1)
+            sealed = self._noise.seal(self.mux.take())
+            with trio.move_on_after(0.1):  # the writer may be in the middle of a packet: then they hear nothing
+                await self._say_last(sealed)
+
+    async def _say_last(self, sealed: bytes) -> None:
+        try:
+            await self._stream.send_all(sealed)
+        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
+            return
+
+    def _take(self, plain: bytes) -> None:
+        now = self.last_heard = trio.current_time()
+        for event in self.mux.receive(plain):
+            if type(event) is DataReceived:
+                self._on_data(event.stream_id, event.data)
+            else:
+                self._on_event(event, now)
+        if self.mux.writable:
+            self._notify_writable()
+        if self.mux.has_output:
+            self.wake()
+
+    def _on_data(self, stream_id: int, data: bytes) -> None:
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            return
+        self.buffered += len(data)
+        stream.on_data(data)
+        if self.buffered > _MAX_BUFFERED:
+            stream.reset()
+            self._owner.misbehaved(self, Penalty.HIGH_TOLERANCE, "more unread data than is allowed")
+
+    def _on_event(self, event: Event, now: float) -> None:
+        match event:
+            case Opened(stream_id):
+                if not self._opens.take(1, now):
+                    raise YamuxError("streams are opened too fast")
+                stream = self.streams[stream_id] = MuxedStream(self, stream_id)
+                if self.leaving:
+                    stream.reset()
+                else:
+                    self._owner.stream_opened(self, stream)
+            case Refused():
+                self._owner.misbehaved(self, Penalty.HIGH_TOLERANCE, "too many streams")
+                if not self._refusals.take(1, now):
+                    raise YamuxError("streams are opened without end")
+            case Finished(stream_id):
+                if known := self.streams.get(stream_id):
+                    known.on_finished()
+            case StreamWasReset(stream_id):
+                if known := self.streams.get(stream_id):
+                    known.on_reset()
+            case PingReceived():
+                if not self._pings.take(1, now):
+                    self._owner.misbehaved(self, Penalty.MID_TOLERANCE, "ping flood")
+                    raise YamuxError("pings without end")
+            case Pong(value):
+                if self.ping_sent is not None and value == self._ping_value:
+                    measured, self.ping_sent = now - self.ping_sent, None
+                    before = self.mux.round_trip
+                    self.mux.round_trip = measured if before is None else before + _SMOOTHING * (measured - before)
+            case GoneAway(code):
+                self.leaving = True
+                if code:
+                    _log.debug("a peer ends the connection", peer=self.remote.short, code=code)
+
+    def _notify_writable(self) -> None:
+        for stream_id in self.mux.writable:
+            stream = self.streams.get(stream_id)
+            if stream is not None:
+                stream.on_writable()
+        self.mux.writable.clear()

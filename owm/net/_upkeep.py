@@ -1,0 +1,65 @@
+"""What a network does by the clock: notice who is gone, drop duplicates, keep the books."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final, Protocol
+
+import trio
+
+from owm.net._muxed import MuxedConnection
+
+__all__ = ["KEEP_ALIVE_EVERY", "KEEP_ALIVE_TIMEOUT", "look_after"]
+
+KEEP_ALIVE_EVERY: Final = 15.0  #: seconds between pings on each connection
+KEEP_ALIVE_TIMEOUT: Final = 10.0  #: seconds for the answer
+_TICK: Final = 2.5
+_LINGER: Final = 30.0  # seconds for which a stream that nobody reads may stay half open
+_DUPLICATE_FOR: Final = 5.0  # seconds until the spare connection of a simultaneous dial goes, once it is idle
+
+
+class _Network(Protocol):
+    def live(self) -> Iterator[MuxedConnection]: ...
+    def account(self) -> None: ...
+    def trim(self) -> None: ...
+    def close_soon(self, connection: MuxedConnection, reason: str) -> None: ...
+
+
+async def look_after(network: _Network) -> None:
+    """Run until cancelled."""
+    pinged: dict[MuxedConnection, float] = {}
+    idle: dict[MuxedConnection, float] = {}
+    while True:
+        await trio.sleep(_TICK)
+        now = trio.current_time()
+        live = list(network.live())
+        pinged = {connection: pinged.get(connection, now) for connection in live}
+        for connection in live:
+            if connection.ping_sent is not None and now - connection.ping_sent > KEEP_ALIVE_TIMEOUT:
+                connection.kill("the keep-alive timed out")
+            elif now - pinged[connection] >= KEEP_ALIVE_EVERY:
+                pinged[connection] = now
+                connection.ping()
+            for stream in list(connection.streams.values()):
+                if stream.discarding_since is not None and now - stream.discarding_since > _LINGER:
+                    stream.connection.mux.finish(stream.id)
+                    stream.end_discarding()
+        idle = _drop_duplicates(network, live, idle, now)
+        network.account()
+        network.trim()
+
+
+def _drop_duplicates(
+    network: _Network, live: list[MuxedConnection], idle: dict[MuxedConnection, float], now: float
+) -> dict[MuxedConnection, float]:
+    """Close the second connection with a peer once nothing has run on it for a while."""
+    preferred: set[bytes] = set()
+    still: dict[MuxedConnection, float] = {}
+    for connection in live:
+        if connection.remote not in preferred:
+            preferred.add(connection.remote)
+        elif not connection.streams:
+            still[connection] = idle.get(connection, now)
+            if now - still[connection] >= _DUPLICATE_FOR:
+                network.close_soon(connection, "closed: a second connection is not needed")
+    return still
