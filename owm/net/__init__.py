@@ -24,7 +24,7 @@ from owm.net._memory import MemoryHub
 from owm.net._memory_link import Link, Nat
 from owm.net._memory_network import MemoryNetwork
 from owm.net._penalties import Penalties, Standing
-from owm.net._quota import Quota, QuotaTable, Rate
+from owm.net._quota import PeerQuotas, Quota, QuotaTable, Rate
 
 __all__ = [
     "Admission",
@@ -49,6 +49,7 @@ __all__ = [
     "OutgoingCall",
     "PeerConnected",
     "PeerDisconnected",
+    "PeerQuotas",
     "Penalties",
     "Penalty",
     "Quota",

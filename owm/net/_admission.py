@@ -139,6 +139,10 @@ class Admission:
             self._inbound_total -= 1
             _decrement(self._inbound, slot.group)
 
+    def group(self, address: str) -> str | None:
+        """The subnet group that shares caps and quotas, or None where the address is exempt."""
+        return None if self._is_exempt(address) else group_of(address)
+
     def bytes_wait(self, now: float) -> float:
         """Seconds until the day's budget has room again; 0 when it has, or when there is none."""
         return self._bytes.wait(1, now) if self._bytes is not None else 0.0

@@ -69,6 +69,8 @@ class Connection:
     round_trip: float | None  #: seconds, smoothed; None until measured
     score: float  #: 0 down to -100
     protected: bool  #: exempt from trimming
+    addresses: tuple[str, ...] = ()  #: where the remote says it can be dialled
+    protocols: tuple[str, ...] = ()  #: what the remote says it speaks; empty when it did not say
 
 
 @dataclass(frozen=True, slots=True)

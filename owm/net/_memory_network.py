@@ -31,6 +31,7 @@ from owm.net._limits import NetworkLimits
 from owm.net._memory_link import Nat, Timeline
 from owm.net._memory_stream import MemoryConnection, MemoryStream
 from owm.net._penalties import Penalties
+from owm.net._quota import PeerQuotas, Rate
 from owm.net._racing import race
 from owm.net.errors import DialFailed, NetworkError, NotConnected, ProtocolNotSupported, StreamReset
 
@@ -64,6 +65,8 @@ class MemoryNetwork(Network):
         self._talked: dict[PeerId, float] = {}
         self._admission = Admission(limits, self.penalties)
         self._dialer = Dialer(limits, Random(peer_id))  # noqa: S311 - spreads retries
+        self._quotas = PeerQuotas(Rate(limits.stream_rate, limits.stream_burst))
+        self._dial_slots = trio.CapacityLimiter(limits.max_dials)
         self._events = EventHub()
         self._timeline = Timeline()
         self._nursery: trio.Nursery | None = None
@@ -115,17 +118,18 @@ class MemoryNetwork(Network):
         if peer is not None:
             self._dialling[peer] = trio.Event()
         try:
-            connection, reasons = await race(plan, lambda address: self._dial(peer, address))
+            async with self._dial_slots:
+                reached, reasons = await race(plan, lambda address: self._dial(peer, address))
         finally:
             if peer is not None:
                 self._dialling.pop(peer).set()
         now = trio.current_time()
-        if connection is None:
+        if reached is None:
             self._dialer.failed(plan.key, now)
             raise DialFailed(
                 f"cannot reach {peer.short if peer else 'anybody'}: {'; '.join(reasons.values())}", reasons
             )
-        return connection
+        return reached
 
     async def _dial(self, peer: PeerId | None, address: str) -> PeerId:
         """One attempt at one address; raises DialFailed."""
@@ -150,7 +154,12 @@ class MemoryNetwork(Network):
             if there:
                 target.handshake_failed()
             await trio.sleep_forever()  # the planned timeout ends this
-        await trio.sleep(_HANDSHAKE_TRIPS * self._hub.link_between(self.peer_id, target.peer_id).latency)
+        if target._admission.begin_handshake(self._addresses[0]) is not None:
+            raise DialFailed("the peer turned us away")
+        try:
+            await trio.sleep(_HANDSHAKE_TRIPS * self._hub.link_between(self.peer_id, target.peer_id).latency)
+        finally:
+            target._admission.end_handshake(self._addresses[0])
         if peer is not None and target.peer_id != peer:
             target.handshake_failed()
             raise DialFailed(f"wrong peer id: {target.peer_id.short} answered")
@@ -212,6 +221,13 @@ class MemoryNetwork(Network):
             raise NotConnected(f"there is no connection to {peer.short}")
         if len(connections[0].streams) >= self.limits.max_streams_per_peer:
             raise StreamReset(f"too many streams are open with {peer.short}")
+        now = trio.current_time()
+        if bulk and self._admission.bytes_wait(now) > 0:
+            raise NetworkError("the day's bytes are used up: no bulk transfers for now")
+        await trio.sleep(self._quotas.reserve(peer, protocol, 1, now))
+        if peer not in self._connections:
+            raise NotConnected(f"the connection to {peer.short} went away")
+        connections = self._connections[peer]
         stream = connections[0].open(protocol, bulk)
         try:
             await stream.opened.wait()
@@ -241,8 +257,11 @@ class MemoryNetwork(Network):
                 round_trip=ends[0].round_trip,
                 score=self.penalties.score(peer, now),
                 protected=self._admission.is_protected(peer),
+                addresses=remote.addresses if remote is not None and remote.nat is Nat.PUBLIC else (),
+                protocols=tuple(remote._handlers) if remote is not None else (),
             )
             for peer, ends in self._connections.items()
+            for remote in (self._hub.find(ends[0].address),)
         )
 
     def is_connected(self, peer: PeerId) -> bool:
@@ -316,6 +335,11 @@ class MemoryNetwork(Network):
         handler, most = self._handlers.get(stream.protocol, (None, 0))
         if handler is None:
             return ProtocolNotSupported(f"{self.peer_id.short} does not speak {stream.protocol}")
+        group, now = self._admission.group(connection.address), trio.current_time()
+        if not self._quotas.allow(stream.remote, stream.protocol, group, 1, now):
+            # Not at once: it may end the connection that this stream has just come in by.
+            self._timeline.at(now, partial(self.penalise, stream.remote, Penalty.HIGH_TOLERANCE, "too many streams"))
+            return StreamReset("the peer takes streams of that protocol less often")
         key = (stream.remote, stream.protocol)
         if self._serving[key] >= most or len(connection.streams) > self.limits.max_streams_per_peer:
             return StreamReset("the peer takes no more streams of that protocol")

@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import Final
 
-__all__ = ["Quota", "QuotaTable", "Rate"]
+from owm.identity import PeerId
+
+__all__ = ["PeerQuotas", "Quota", "QuotaTable", "Rate"]
+
+_SUBNET_SHARE: Final = 4  # peers' worth of rate that one subnet group gets, however many ids it has
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,3 +111,34 @@ class QuotaTable:
         # Nobody may buy a fresh bucket by flooding the table cheaply, yet memory is bounded: drop a few, oldest first.
         while len(self._quotas) >= self._capacity:
             self._quotas.popitem(last=False)
+
+
+class PeerQuotas:
+    """What peers may ask of us and we of them, by peer and protocol, and by subnet group whatever the ids.
+
+    Args:
+        rate: of one peer and protocol, in each direction.
+        capacity: buckets remembered in each of the three tables.
+    """
+
+    def __init__(self, rate: Rate, capacity: int = 10_000) -> None:
+        self._inbound = QuotaTable(rate, capacity)
+        self._outbound = QuotaTable(rate, capacity)
+        self._groups = QuotaTable(Rate(rate.per_second * _SUBNET_SHARE, rate.burst * _SUBNET_SHARE), capacity)
+
+    @property
+    def refused(self) -> int:
+        """What came in beyond the quotas since start."""
+        return self._inbound.refused + self._groups.refused
+
+    def allow(self, peer: PeerId, protocol: str, group: str | None, amount: float, now: float) -> bool:
+        """Whether the peer may have ``amount`` now; ``group`` None exempts it from its subnet's share."""
+        if not self._inbound.take((peer, protocol), amount, now):
+            return False
+        return group is None or self._groups.take((group, protocol), amount, now)
+
+    def reserve(self, peer: PeerId, protocol: str, amount: float, now: float) -> float:
+        """Use up our own quota with the peer; returns the seconds to wait before going ahead."""
+        wait = self._outbound.wait((peer, protocol), amount, now)
+        self._outbound.charge((peer, protocol), amount, now)
+        return wait

@@ -70,6 +70,16 @@ class NetworkConformance:
             assert here.address in b.addresses
             assert a.statistics().connections == b.statistics().connections == b.statistics().inbound == 1
 
+    async def test_each_learns_what_the_other_speaks_and_where_it_listens(self) -> None:
+        async with self.networks() as (a, b):
+            a.handle(HOLD, echo)
+            b.handle(ECHO, echo)
+            await connect(a, b)
+            await eventually(lambda: ECHO in a.connections()[0].protocols)
+            await eventually(lambda: HOLD in b.connections()[0].protocols)
+            assert set(b.addresses) <= set(a.connections()[0].addresses)
+            assert set(a.addresses) <= set(b.connections()[0].addresses)
+
     async def test_connecting_again_uses_the_connection_there_is(self) -> None:
         async with self.networks() as (a, b):
             await connect(a, b)
@@ -128,6 +138,7 @@ class NetworkConformance:
 
             async def note(stream: Stream) -> None:
                 seen.append((stream.remote, stream.protocol))
+                await read_all(stream)
 
             b.handle(ECHO, note)
             await connect(a, b)

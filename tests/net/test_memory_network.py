@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from random import Random
 
 import pytest
@@ -11,7 +11,7 @@ import trio
 from trio.testing import MockClock
 
 from owm.net import Link, MemoryHub, Nat, Network, NetworkLimits, PeerConnected, PeerDisconnected, Stream
-from owm.net.errors import DialFailed, StreamReset
+from owm.net.errors import DialFailed, NetworkError, NotConnected, StreamReset
 from tests.net.conformance import ECHO, LIMITS, NetworkConformance, ask, connect, echo, eventually, identity, read_all
 
 A, B, C = (identity(number).peer_id for number in (1, 2, 3))
@@ -194,3 +194,47 @@ async def test_a_left_peers_address_is_refused_and_can_be_taken_again(autojump_c
         await trio.sleep(1)
         async with hub.network(B, address="/ip4/10.9.9.9/tcp/1").running() as again:
             await connect(a, again)
+
+
+async def test_streams_opened_without_end_are_paced_and_refused(autojump_clock: MockClock) -> None:
+    hub = MemoryHub(Random(1), Link(latency=0.001))
+    greedy = NetworkLimits(exempt_local=True, stream_rate=1e6, stream_burst=1e6)
+    async with hub.network(A, limits=greedy).running() as a, hub.network(B, limits=LIMITS).running() as b:
+        b.handle(ECHO, echo)
+        await connect(a, b)
+        opened = 0
+        with pytest.raises(NotConnected):
+            for _ in range(10_000):
+                with suppress(StreamReset):
+                    async with await a.open_stream(B, ECHO):
+                        opened += 1
+        assert 200 <= opened <= 300
+        assert b.statistics().penalties["too many streams"] >= 20
+        assert not b.is_connected(A)
+
+
+async def test_an_honest_peer_paces_itself_below_the_quota(autojump_clock: MockClock) -> None:
+    async with pair(Link(latency=0.001)) as (_, a, b):
+        await connect(a, b)
+        began = trio.current_time()
+        for _ in range(500):
+            async with await a.open_stream(B, ECHO):
+                pass
+        assert trio.current_time() - began >= 300 / 50 - 0.1
+        assert b.statistics().penalties == {}
+
+
+async def test_when_the_days_bytes_are_used_up_bulk_waits_for_tomorrow(autojump_clock: MockClock) -> None:
+    hub = MemoryHub(Random(1))
+    limits = NetworkLimits(exempt_local=True, max_bytes_per_day=1_000_000)
+    async with hub.network(A, limits=limits).running() as a, hub.network(B).running() as b:
+        b.handle("/sink", read_all_of)
+        await connect(a, b)
+        async with await a.open_stream(B, "/sink", bulk=True) as stream:
+            await stream.send(bytes(1_100_000))
+        with pytest.raises(NetworkError, match="used up"):
+            await a.open_stream(B, "/sink", bulk=True)
+        async with await a.open_stream(B, "/sink") as stream:
+            await stream.send(b"small things still go")
+        await trio.sleep(6 * 3600)
+        (await a.open_stream(B, "/sink", bulk=True)).reset()

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from owm.net import Quota, QuotaTable, Rate
+from owm.net import PeerQuotas, Quota, QuotaTable, Rate
+from tests.net.conformance import identity
 
 times = st.lists(st.tuples(st.floats(0, 5), st.floats(0, 20)), max_size=100)
 
@@ -81,3 +82,19 @@ def test_full_buckets_are_forgotten_before_used_ones() -> None:
 def test_a_rate_without_flow_is_a_mistake(per_second: float, burst: float) -> None:
     with pytest.raises(ValueError, match="positive"):
         Rate(per_second, burst)
+
+
+def test_new_ids_do_not_buy_a_subnet_more_than_its_share() -> None:
+    quotas = PeerQuotas(Rate(1.0, 10.0))
+    served = sum(
+        quotas.allow(identity(number).peer_id, "/p", "ip4:203.0", 1, 0.0) for number in range(50) for _ in range(10)
+    )
+    assert served == 40
+    assert quotas.refused == 460
+    assert quotas.allow(identity(1).peer_id, "/q", "ip4:203.0", 1, 0.0), "each protocol has a quota of its own"
+    assert quotas.allow(identity(60).peer_id, "/p", None, 1, 0.0), "who is exempt is not counted to a subnet"
+
+
+def test_what_we_send_is_paced_to_the_rate() -> None:
+    quotas, peer = PeerQuotas(Rate(2.0, 4.0)), identity(1).peer_id
+    assert [quotas.reserve(peer, "/p", 1, 0.0) for _ in range(7)] == [0, 0, 0, 0, 0.5, 1.0, 1.5]
