@@ -17,7 +17,7 @@ def render() -> str:
     lines = [
         "# Performance",
         "",
-        "Every figure was measured by a program in `benchmarks/`, which wrote it to `benchmarks/results/`. This page is",
+        "Every figure was measured by a program in `benchmarks/`, which wrote it to `benchmarks/results/`. The page is",
         "made from those files by `make docs`; a benchmark whose file is missing has not been run on the present code.",
     ]
     for path in sorted(RESULTS.glob("*.json")) if RESULTS.is_dir() else []:
