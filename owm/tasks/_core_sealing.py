@@ -79,7 +79,7 @@ class Sealer:
     def seal(self, plain: bytes, *, last: bool = False) -> bytes:
         """Encrypt the next frame."""
         tag = _FINAL if last else _MESSAGE
-        return sodium.crypto_secretstream_xchacha20poly1305_push(self._state, plain, None, tag)  # type: ignore[no-any-return]
+        return sodium.crypto_secretstream_xchacha20poly1305_push(self._state, plain, None, tag)
 
 
 class Opener:
