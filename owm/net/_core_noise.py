@@ -1,7 +1,7 @@
 """Noise for libp2p: the XX handshake with signed static keys, then sealed packets. Bytes in, bytes out; no I/O.
 
-Specification: https://github.com/libp2p/specs/blob/master/noise/README.md. The handshake's state machine is the library's
-that py-libp2p uses too (``noiseprotocol``); packets after it are sealed here. Packets carry their length in two bytes,
+Specification: https://github.com/libp2p/specs/blob/master/noise/README.md. The handshake's state machine is that of
+``noiseprotocol``, as in py-libp2p; packets after it are sealed here. Packets carry their length in two bytes,
 so no length that a stranger announces can exceed 64 KiB.
 """
 

@@ -349,19 +349,21 @@ class Libp2pNetwork(Network):
         return self._events.subscribe(PeerConnected(peer, ends[0].inbound) for peer, ends in self._connections.items())
 
     def connections(self) -> tuple[Connection, ...]:
-        now = self._clock.monotonic()
-        return tuple(
-            Connection(
-                peer=peer,
-                inbound=ends[0].inbound,
-                address=ends[0].address,
-                opened=ends[0].opened,
-                streams=sum(len(end.streams) for end in ends),
-                round_trip=ends[0].round_trip,
-                score=self.penalties.score(peer, now),
-                protected=self._admission.is_protected(peer),
-            )
-            for peer, ends in self._connections.items()
+        return tuple(self._describe(peer, ends) for peer, ends in self._connections.items())
+
+    def _describe(self, peer: PeerId, ends: Sequence[MuxedConnection]) -> Connection:
+        addresses, protocols = self._library.identified(peer)
+        return Connection(
+            peer=peer,
+            inbound=ends[0].inbound,
+            address=ends[0].address,
+            opened=ends[0].opened,
+            streams=sum(len(end.streams) for end in ends),
+            round_trip=ends[0].round_trip,
+            score=self.penalties.score(peer, self._clock.monotonic()),
+            protected=self._admission.is_protected(peer),
+            addresses=addresses,
+            protocols=protocols,
         )
 
     def is_connected(self, peer: PeerId) -> bool:

@@ -1,4 +1,4 @@
-"""The py-libp2p host that foreign peers meet: identify, ping, peer store. Our connections appear in it as already multiplexed.
+"""The py-libp2p host that foreign peers meet: identify and the peer store. Our connections enter it already multiplexed.
 
 The library's own data path (about fifteen locks a message) is never used; its listener, dialer, security and muxer
 upgrades, auto-connector and resource manager neither.
@@ -23,13 +23,14 @@ from libp2p.host.basic_host import BasicHost
 from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.network.stream.net_stream import NetStream, StreamState
 from libp2p.peer.id import ID
+from libp2p.peer.peerstore import PeerStoreError
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as NoiseTransport
 from libp2p.stream_muxer.exceptions import MuxedConnUnavailable, MuxedStreamEOF, MuxedStreamReset
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
 from libp2p.stream_muxer.yamux.yamux import Yamux
 
-from owm.identity import Identity
+from owm.identity import Identity, PeerId
 from owm.net._interface import Stream
 from owm.net._muxed import MuxedConnection
 from owm.net._muxed_stream import MuxedStream
@@ -102,6 +103,19 @@ class LibraryHost:
         finally:
             shown.ready.set()
 
+    def identified(self, peer: PeerId) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The addresses and the protocols that a peer told us of; empty until it did."""
+        known, store = ID(bytes(peer)), self._host.get_peerstore()
+        try:
+            addresses = tuple(str(address).partition("/p2p/")[0] for address in store.addrs(known))
+        except PeerStoreError:
+            addresses = ()
+        try:
+            protocols = tuple(str(protocol) for protocol in store.get_protocols(known))
+        except PeerStoreError:
+            protocols = ()
+        return addresses, protocols
+
     def detach(self, connection: MuxedConnection) -> None:
         self._attached.pop(connection, None)
 
@@ -128,7 +142,7 @@ class LibraryHost:
         return handlers
 
 
-class _LibraryConnection(IMuxedConn):
+class _LibraryConnection(IMuxedConn):  # type: ignore[misc]  # the library is untyped
     """Our connection as the library's swarm sees it. It accepts no streams here: we negotiate them ourselves."""
 
     negotiated_security_protocol = str(NOISE)
@@ -184,7 +198,7 @@ class _LibraryConnection(IMuxedConn):
         return ConnectionType.DIRECT
 
 
-class _LibraryStream(IMuxedStream):
+class _LibraryStream(IMuxedStream):  # type: ignore[misc]  # the library is untyped
     """Our stream as the library's protocols see it."""
 
     def __init__(self, connection: _LibraryConnection, stream: Stream) -> None:

@@ -223,7 +223,7 @@ class MuxedConnection:
                 if not data:
                     return
                 self.bytes_in += len(data)
-                plain = self._noise.open(data)
+                plain = self._noise.open(bytes(data))
                 if plain:
                     self._take(plain)
         except (trio.BrokenResourceError, trio.ClosedResourceError):

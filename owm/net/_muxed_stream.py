@@ -108,8 +108,8 @@ class MuxedStream(Stream):
         if self._finished or self._error is not None:
             self._clear()
             return
-        # What we sent must still arrive, and a Yamux reset would overtake it at the peer: so reading stops here, and the
-        # peer is told only when it goes on sending after our end, or by the connection's owner after a while.
+        # What we sent must still arrive, and a Yamux reset would overtake it at the peer: so reading stops here, and
+        # the peer is told only when it goes on sending after our end, or by the connection's owner after a while.
         self._error = StreamReset("the stream was closed here")
         self.discarding_since = trio.current_time()
         self._clear()

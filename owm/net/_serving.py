@@ -138,7 +138,7 @@ class StreamServer:
     async def _run(self, stream: MuxedStream) -> None:
         handler, _ = self._handlers.get(stream.protocol, (self._serve_other, 0))
         try:
-            await handler(stream)  # type: ignore[arg-type]  # the library's handler takes our own class
+            await handler(stream)
             with trio.move_on_after(_POLITE):
                 await stream.aclose()
         except Exception as error:  # noqa: BLE001 - whatever a handler does, the network goes on

@@ -17,7 +17,7 @@ from owm.net.errors import DialFailed, NetworkError
 __all__ = ["Endpoint", "Reach", "dial_tcp", "listen_tcp", "parse_endpoint", "remote_multiaddr", "tune"]
 
 Reach = Callable[[str], Awaitable[trio.abc.Stream]]
-"""Opens a byte stream to an address that TCP alone does not reach, such as ``/onion3/...``; raises OSError or DialFailed."""
+"""Opens a byte stream to an address beyond plain TCP, such as ``/onion3/...``; raises OSError or DialFailed."""
 
 _HOST_PROTOCOLS: Final = frozenset({"ip4", "ip6", "dns", "dns4", "dns6"})
 _NOT_SENT_LOW: Final = 128 * 1024  # bytes the kernel may hold unsent: what waits there no small message can overtake
