@@ -67,12 +67,19 @@ class Devnet:
     _stopping: bool = field(default=False, init=False)
 
     @property
-    def gateway_url(self) -> str:
-        """The API of the first gateway that runs."""
+    def gateway(self) -> Member:
+        """The first gateway that runs."""
         for member in self.members:
             if member.peer and member.peer.api_url and member.exit_code is None:
-                return member.peer.api_url
+                return member
         raise TemporaryError("no gateway of the devnet runs")
+
+    @property
+    def gateway_url(self) -> str:
+        """The API of that gateway."""
+        peer = self.gateway.peer
+        assert peer is not None
+        return peer.api_url
 
     async def start(self) -> None:
         """Start all and wait until each runs.

@@ -11,9 +11,11 @@ from typing import Any
 from owm.config import Effective
 from owm.errors import TemporaryError
 
-__all__ = ["DEVNET_FILE", "PEER_FILE", "PeerFile", "fetch", "gateway_url", "health_url", "read_peer_file"]
+__all__ = ["DEVNET_FILE", "PEER_FILE", "PeerFile", "fetch", "find_gateway", "health_url", "local_key", "read_peer_file"]
 
 PEER_FILE = "peer.json"  #: what a running peer writes into its data folder
+KEY_FILE = "cli.key"  #: the API key that this machine's own command line uses
+KEYS_FILE = "keys.sqlite"  #: the API keys of a gateway, in its data folder
 DEVNET_FILE = "devnet.json"  #: what a running devnet writes into the default data folder
 
 
@@ -57,14 +59,14 @@ def read_peer_file(folder: Path) -> PeerFile | None:
     return peer if peer.alive else None
 
 
-def read_devnet(effective: Effective) -> list[PeerFile]:
-    """The peers of the devnet that runs under this user, if any."""
+def read_devnet(effective: Effective) -> list[tuple[Path, PeerFile]]:
+    """The peers of the devnet that runs under this user, if any, with their data folders."""
     try:
         found = json.loads((effective.data_dir / DEVNET_FILE).read_text(encoding="utf-8"))
         folders = [Path(folder) for folder in found["data_dirs"]]
     except (OSError, ValueError, KeyError, TypeError):
         return []
-    return [peer for folder in folders if (peer := read_peer_file(folder)) is not None]
+    return [(folder, peer) for folder in folders if (peer := read_peer_file(folder)) is not None]
 
 
 def health_url(effective: Effective) -> str:
@@ -72,18 +74,52 @@ def health_url(effective: Effective) -> str:
     peer = read_peer_file(effective.data_dir)
     if peer is not None and peer.health_url:
         return peer.health_url
-    devnet = [peer.health_url for peer in read_devnet(effective) if peer.health_url]
+    devnet = [peer.health_url for _, peer in read_devnet(effective) if peer.health_url]
     if devnet:
         return devnet[0]
     return f"http://127.0.0.1:{effective.settings.health.port}"
 
 
-def gateway_url(effective: Effective) -> str:
-    """The API to ask: the local peer's, else a running devnet's, else the configured address."""
-    for peer in (read_peer_file(effective.data_dir), *read_devnet(effective)):
-        if peer is not None and peer.api_url:
-            return peer.api_url
-    return f"http://127.0.0.1:{effective.settings.api.port}"
+def find_gateway(effective: Effective) -> tuple[str, Path | None]:
+    """The API to ask, and the data folder of the gateway if it runs here.
+
+    That of the local peer, else of a running devnet, else the configured address.
+    """
+    own = read_peer_file(effective.data_dir)
+    if own is not None and own.api_url:
+        return own.api_url, effective.data_dir
+    for folder, peer in read_devnet(effective):
+        if peer.api_url:
+            return peer.api_url, folder
+    return f"http://127.0.0.1:{effective.settings.api.port}", None
+
+
+def local_key(folder: Path) -> str:
+    """The key with which this machine's own command line asks the gateway of a data folder; made when first needed.
+
+    Whoever can write the folder is its operator, so this gives nobody a right that they lack. It has no daily limit.
+
+    Raises:
+        TemporaryError: the keys cannot be opened.
+    """
+    from owm.api.keys import KeyStore
+
+    file = folder / KEY_FILE
+    store = KeyStore(folder / KEYS_FILE)
+    try:
+        if file.exists():
+            secret = file.read_text(encoding="ascii").strip()
+            if store.find(secret) is not None:
+                return secret
+            file.unlink()
+        made = store.add("owm on this machine", per_day=0)
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
+            out.write(made.secret)
+        return made.secret
+    except (OSError, ValueError) as error:
+        raise TemporaryError(f"the key of this machine in {file} cannot be used: {error}") from error
+    finally:
+        store.close()
 
 
 def fetch(effective: Effective, view: str, **query: object) -> Any:

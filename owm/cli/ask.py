@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from owm.cli._local import gateway_url
+from owm.cli._local import find_gateway, local_key
 from owm.cli._options import config_options, settings_of
 from owm.cli._output import json_option, plain, print_json
 from owm.cli._query import Answer, ask
@@ -19,7 +19,7 @@ __all__ = ["answer_json", "ask_and_print", "ask_command"]
 @click.command("ask")
 @click.argument("question")
 @click.option("--url", metavar="URL", help="The gateway (default: the one that runs here, else the configured one).")
-@click.option("--key", metavar="KEY", help="API key (default: $OWM_API_KEY).")
+@click.option("--key", metavar="KEY", help="API key (default: $OWM_API_KEY; a gateway that runs here needs none).")
 @click.option("--max-tokens", type=click.IntRange(1, 4096), default=256, show_default=True)
 @config_options
 @json_option
@@ -42,8 +42,9 @@ def ask_command(
       owm ask "What is the capital of France?"
       owm ask --url https://gateway.example --key $KEY --json "How far is the Moon?"
     """
-    target = url or gateway_url(settings_of(config, data_dir))
-    ask_and_print(target, question, max_tokens=max_tokens, key=key or os.environ.get("OWM_API_KEY"), as_json=as_json)
+    found, folder = (url, None) if url else find_gateway(settings_of(config, data_dir))
+    key = key or os.environ.get("OWM_API_KEY") or (local_key(folder) if folder else None)
+    ask_and_print(found, question, max_tokens=max_tokens, key=key, as_json=as_json)
     return 0
 
 

@@ -13,7 +13,7 @@ import click
 import trio
 
 from owm.cli._devnet import Devnet, plan
-from owm.cli._local import DEVNET_FILE
+from owm.cli._local import DEVNET_FILE, local_key
 from owm.cli._options import settings_of
 from owm.cli._output import json_option
 from owm.cli.ask import ask_and_print
@@ -77,12 +77,11 @@ async def _run(devnet: Devnet, question: str | None, max_tokens: int, as_json: b
             state.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             state.write_text(json.dumps({"data_dirs": [str(member.folder) for member in devnet.members]}))
             if question is not None:
-                await trio.to_thread.run_sync(
-                    partial(
-                        ask_and_print, devnet.gateway_url, question, max_tokens=max_tokens, key=None, as_json=as_json
-                    ),
-                    abandon_on_cancel=True,
+                key = local_key(devnet.gateway.folder)
+                ask = partial(
+                    ask_and_print, devnet.gateway_url, question, max_tokens=max_tokens, key=key, as_json=as_json
                 )
+                await trio.to_thread.run_sync(ask, abandon_on_cancel=True)
                 outcome = 0
                 nursery.cancel_scope.cancel()
             else:
@@ -106,8 +105,10 @@ async def _show(devnet: Devnet, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(await describe(devnet)))
         await trio.sleep_forever()
+    key = local_key(devnet.gateway.folder)
     curl = (
-        f"curl -N {devnet.gateway_url}/v1/query/stream -H 'Content-Type: application/json' "
+        f"curl -N {devnet.gateway_url}/v1/query/stream -H 'Authorization: Bearer {key}' "
+        "-H 'Content-Type: application/json' "
         """-d '{"query": "What is the capital of France?"}'"""
     )
     click.echo(f"\n  Open    {devnet.gateway_url}/\n  Or      {curl}\n  Stop    Ctrl-C\n")

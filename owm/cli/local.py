@@ -18,7 +18,6 @@ from owm.errors import TemporaryError
 
 __all__ = ["peers_command", "status_command", "tasks_command", "version_command"]
 
-DATABASE: Final = "owm.sqlite"  #: the peer's database in its data folder
 _TASK_COLUMNS: Final = ("id", "role", "type", "state", "created", "started", "finished", "completion_tokens", "error")
 
 
@@ -123,7 +122,7 @@ def tasks_command(config: Path | None, data_dir: str | None, limit: int, as_json
 
 def _read_log(effective: Effective, limit: int) -> list[dict[str, Any]]:
     """The task log from disk, opened read-only, so that a peer that starts meanwhile is not disturbed."""
-    path = effective.data_dir / DATABASE
+    path = effective.database_path
     if not path.exists():
         raise TemporaryError(f"no peer runs here and there is no task log at {path}: name its folder with --data-dir")
     try:

@@ -45,6 +45,16 @@ class Effective:
         override = os.environ.get("OWM_IDENTITY_KEY_PATH")
         return expand(override) if override else self.data_dir / "identity.key"
 
+    @property
+    def database_path(self) -> Path:
+        """Task log, sequence numbers and small state."""
+        return self.data_dir / "owm.sqlite"
+
+    @property
+    def keys_path(self) -> Path:
+        """The API keys of a gateway."""
+        return self.data_dir / "keys.sqlite"
+
 
 def expand(path: str) -> Path:
     """A path with ``~`` and variables expanded."""
