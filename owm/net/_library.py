@@ -1,4 +1,4 @@
-"""The py-libp2p host that foreign peers meet: identify and the peer store. Our connections enter it already multiplexed.
+"""The py-libp2p host that foreign peers meet: identify and peer store. Our connections enter it multiplexed.
 
 The library's own data path (about fifteen locks a message) is never used; its listener, dialer, security and muxer
 upgrades, auto-connector and resource manager neither.

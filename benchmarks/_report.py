@@ -1,0 +1,108 @@
+"""What all benchmarks share: options, a table for people, one JSON object for programs.
+
+A benchmark is a function that takes whether it should be quick and returns results::
+
+    def run(quick: bool) -> list[Result]: ...
+
+    if __name__ == "__main__":
+        main("transport", run)
+
+It measures ours beside a baseline in the same run, so that the machine's speed cancels out of the ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import operator
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["Result", "main"]
+
+_RELATIONS: Final = {"<=": operator.le, ">=": operator.ge}
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One measured number.
+
+    The goal bounds the ratio where there is a baseline, and otherwise our own number.
+    """
+
+    metric: str
+    unit: str
+    ours: float
+    baseline: float | None = None
+    baseline_name: str | None = None
+    goal: float | None = None
+    relation: Literal["<=", ">="] = "<="
+
+    @property
+    def ratio(self) -> float | None:
+        """Ours divided by the baseline."""
+        return self.ours / self.baseline if self.baseline else None
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the goal is met; None when there is none."""
+        if self.goal is None:
+            return None
+        bounded = self.ours if self.ratio is None else self.ratio
+        return bool(_RELATIONS[self.relation](bounded, self.goal))
+
+    def as_json(self) -> dict[str, object]:
+        return {
+            "metric": self.metric,
+            "unit": self.unit,
+            "ours": self.ours,
+            "baseline": self.baseline,
+            "baseline_name": self.baseline_name,
+            "ratio": self.ratio,
+            "goal": None if self.goal is None else f"{self.relation} {self.goal:g}",
+            "met": self.met,
+        }
+
+
+def main(name: str, run: Callable[[bool], Sequence[Result]], argv: Sequence[str] | None = None) -> None:
+    """Run a benchmark from the command line; exits 1 when a goal is missed and ``--check`` was given."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=run.__doc__)
+    parser.add_argument("--json", action="store_true", help="print one JSON object (the default when piped)")
+    parser.add_argument("--quick", action="store_true", help="take less than a minute; less exact")
+    parser.add_argument("--check", action="store_true", help="exit 1 when a goal is missed")
+    options = parser.parse_args(argv)
+    results = run(options.quick)
+    if options.json or not sys.stdout.isatty():
+        print(json.dumps({"benchmark": name, "results": [result.as_json() for result in results]}))
+    else:
+        _print_table(name, results)
+    if options.check and any(result.met is False for result in results):
+        raise SystemExit(1)
+
+
+def _print_table(name: str, results: Sequence[Result]) -> None:
+    table = Table(title=name)
+    table.add_column("metric")
+    for column in ("ours", "baseline", "ratio", "goal"):
+        table.add_column(column, justify="right")
+    table.add_column("met")
+    for result in results:
+        baseline = "" if result.baseline is None else f"{_figure(result.baseline)} {result.baseline_name or ''}".strip()
+        table.add_row(
+            result.metric,
+            f"{_figure(result.ours)} {result.unit}",
+            baseline,
+            "" if result.ratio is None else f"{result.ratio:.2f}",
+            "" if result.goal is None else f"{result.relation} {result.goal:g}",
+            {True: "[green]yes", False: "[red]no", None: ""}[result.met],
+        )
+    Console().print(table)
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
