@@ -1,0 +1,87 @@
+"""Points of the key space that can be asked for, and how many peers share it.
+
+kad-dht messages carry what is hashed, not the hash, so asking for a region needs a key whose hash falls into it. Such
+keys are found by trying, once per process, as go-libp2p does for its refresh of buckets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections import deque
+from functools import lru_cache
+from statistics import median
+from typing import Final
+
+from owm.dht._core_types import KEY_BITS, Contact
+
+__all__ = ["MAX_PREFIX_BITS", "SizeEstimator", "preimage", "prepare_preimages"]
+
+MAX_PREFIX_BITS: Final = 16
+_STEPS: Final = (6, 9, 12, 16)
+_UNSET: Final = 0xFFFFFFFF
+
+
+def _candidate(number: int) -> bytes:
+    return b"\x12\x20" + number.to_bytes(32, "big")  # shaped like a peer id, for peers that check
+
+
+@lru_cache(maxsize=len(_STEPS))
+def _numbers(bits: int) -> array[int]:
+    found = array("I", [_UNSET]) * (1 << bits)
+    missing = len(found)
+    number = 0
+    shift = 32 - bits
+    while missing:
+        prefix = int.from_bytes(hashlib.sha256(_candidate(number)).digest()[:4], "big") >> shift
+        if found[prefix] == _UNSET:
+            found[prefix] = number
+            missing -= 1
+        number += 1
+    return found
+
+
+def prepare_preimages(bits: int = 12) -> None:
+    """Compute ahead what :func:`preimage` needs for prefixes of that many bits (12: 40 ms; 16: 1 s)."""
+    preimage(0, bits)
+
+
+def preimage(target: int, bits: int) -> bytes:
+    """A key whose place in the key space shares its first ``bits`` (at most 16) with ``target``."""
+    step = next(step for step in _STEPS if step >= min(bits, MAX_PREFIX_BITS))
+    return _candidate(_numbers(step)[target >> (KEY_BITS - step)])
+
+
+class SizeEstimator:
+    """How many server-mode peers there are, from how near lookups come to their targets.
+
+    The i-th nearest of n uniform peers lies at i/(n+1) of the key space on average; each lookup gives one estimate by
+    least squares (Trautwein et al. 2022, section 5.3), and the median over the last ones shrugs off a target that
+    somebody has crowded.
+    """
+
+    __slots__ = ("_estimates", "_k")
+
+    def __init__(self, k: int) -> None:
+        self._k = k
+        self._estimates: deque[float] | None = None  # made on first use: a simulation has many idle peers
+
+    def note(self, target: int, nearest: list[Contact]) -> None:
+        """The peers nearest to a target, nearest first."""
+        if not nearest:
+            return
+        if len(nearest) < self._k:
+            estimate = float(len(nearest))
+        else:
+            ranks = range(1, len(nearest) + 1)
+            weighted = sum(rank * (contact.key ^ target) for rank, contact in zip(ranks, nearest, strict=True))
+            slope = (weighted >> (KEY_BITS - 64)) / sum(rank * rank for rank in ranks) / 2.0**64
+            estimate = max(float(len(nearest)), 1.0 / slope - 1.0) if slope > 0 else float(len(nearest))
+        if self._estimates is None:
+            self._estimates = deque(maxlen=15)
+        self._estimates.append(estimate)
+
+    @property
+    def size(self) -> float | None:
+        """Server-mode peers other than us, or None before the first lookup."""
+        return median(self._estimates) if self._estimates else None

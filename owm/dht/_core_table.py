@@ -1,0 +1,219 @@
+"""The routing table: k-buckets by common prefix, diverse by subnet, kept by liveness.
+
+Kademlia (Maymounkov and Mazieres 2002) with the diversity caps of go-libp2p's kad-dht. A peer enters only after it has
+answered us under its own id, so what others say of it cannot poison the table. Old peers that answer are never pushed
+out by new ones.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from random import Random
+
+from owm.dht._core_types import KEY_BITS, Contact, DhtParams, GroupOf
+
+__all__ = ["Entry", "RoutingTable"]
+
+_ONION = "onion"
+_ONION_FLOOR = 3  # small tables still take some onion peers
+
+
+class Entry:
+    """A peer of the table."""
+
+    __slots__ = ("contact", "failures", "groups", "seen")
+
+    def __init__(self, contact: Contact, groups: tuple[str, ...], now: float) -> None:
+        self.contact = contact
+        self.groups = groups
+        self.seen = now
+        self.failures = 0
+
+
+class RoutingTable:
+    """Buckets of at most k peers; bucket i holds those whose key shares exactly i leading bits with ours."""
+
+    __slots__ = ("_buckets", "_groups", "_onions", "_params", "_size", "_touched", "group_of", "key")
+
+    def __init__(self, key: int, params: DhtParams, group_of: GroupOf | None) -> None:
+        self.key = key
+        self._params = params
+        self.group_of = group_of
+        self._buckets: list[dict[int, Entry]] = []
+        self._touched: list[float] = []
+        self._groups: Counter[str] = Counter()
+        self._onions = 0
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __contains__(self, key: int) -> bool:
+        return self.get(key) is not None
+
+    def bucket_index(self, key: int) -> int:
+        """The leading bits that ``key`` shares with ours (256 for our own)."""
+        return KEY_BITS - (self.key ^ key).bit_length()
+
+    def get(self, key: int) -> Entry | None:
+        index = KEY_BITS - (self.key ^ key).bit_length()
+        return self._buckets[index].get(key) if index < len(self._buckets) else None
+
+    def groups_of(self, contact: Contact) -> tuple[str, ...]:
+        """The distinct subnet groups of a contact's addresses, exempt ones left out."""
+        if self.group_of is None:
+            return ()
+        return tuple({group for address in contact.addresses if (group := self.group_of(address)) is not None})
+
+    def has_room(self, contact: Contact) -> bool:
+        """Whether a newcomer would be taken: worth asking before it is verified."""
+        index = self.bucket_index(contact.key)
+        if index >= KEY_BITS:
+            return False
+        bucket = self._buckets[index] if index < len(self._buckets) else {}
+        if contact.key in bucket:
+            return False
+        if len(bucket) >= self._params.k and not any(entry.failures for entry in bucket.values()):
+            return False
+        return self._is_diverse(bucket, self.groups_of(contact))
+
+    def _is_diverse(self, bucket: dict[int, Entry], groups: tuple[str, ...]) -> bool:
+        for group in groups:
+            if group == _ONION:
+                if self._onions >= max(_ONION_FLOOR, int(self._size * self._params.onion_share)):
+                    return False
+                continue
+            if self._groups[group] >= self._params.table_per_group:
+                return False
+            if sum(group in entry.groups for entry in bucket.values()) >= self._params.bucket_per_group:
+                return False
+        return True
+
+    def heard(self, contact: Contact, now: float) -> bool:
+        """A peer has answered us; it enters, or its entry is renewed. Returns whether it entered just now."""
+        key = contact.key
+        index = KEY_BITS - (self.key ^ key).bit_length()
+        if index >= KEY_BITS:
+            return False
+        while index >= len(self._buckets):
+            self._buckets.append({})
+            self._touched.append(now)
+        bucket = self._buckets[index]
+        entry = bucket.get(key)
+        if entry is not None:
+            entry.seen = now
+            entry.failures = 0
+            if contact is not entry.contact and contact.addresses and contact.addresses != entry.contact.addresses:
+                self._move(entry, contact, bucket)
+            return False
+        groups = self.groups_of(contact)
+        if len(bucket) >= self._params.k:
+            weakest = max(bucket.values(), key=lambda e: (e.failures, -e.seen))
+            if not weakest.failures:
+                return False
+            self.remove(weakest.contact.key)
+        if not self._is_diverse(bucket, groups):
+            return False
+        bucket[key] = Entry(contact, groups, now)
+        self._count(groups, 1)
+        self._size += 1
+        return True
+
+    def _move(self, entry: Entry, contact: Contact, bucket: dict[int, Entry]) -> None:
+        """A known peer answers at new addresses; it keeps its place if these are diverse too."""
+        self._count(entry.groups, -1)
+        old, entry.groups = entry.groups, ()
+        groups = self.groups_of(contact)
+        if self._is_diverse(bucket, groups):
+            entry.contact, entry.groups = contact, groups
+        else:
+            entry.groups = old
+        self._count(entry.groups, 1)
+
+    def _count(self, groups: tuple[str, ...], by: int) -> None:
+        for group in groups:
+            if group == _ONION:
+                self._onions += by
+            elif self._groups[group] + by <= 0:
+                del self._groups[group]
+            else:
+                self._groups[group] += by
+
+    def failed(self, key: int) -> Contact | None:
+        """A peer did not answer; returns its contact when that evicted it."""
+        entry = self.get(key)
+        if entry is None:
+            return None
+        entry.failures += 1
+        if entry.failures < self._params.failures_to_evict:
+            return None
+        self.remove(key)
+        return entry.contact
+
+    def remove(self, key: int) -> None:
+        index = self.bucket_index(key)
+        entry = self._buckets[index].pop(key, None) if index < len(self._buckets) else None
+        if entry is not None:
+            self._count(entry.groups, -1)
+            self._size -= 1
+
+    def nearest(self, target: int, count: int, without: int = -1) -> list[Contact]:
+        """The ``count`` peers nearest to ``target``, nearest first.
+
+        Whole buckets are nearer than others, so only one or two need sorting.
+        """
+        buckets = self._buckets
+        index = KEY_BITS - (self.key ^ target).bit_length()
+        found: list[Contact] = []
+        distance = target.__xor__
+        if index < len(buckets):
+            bucket = buckets[index]
+            for key in sorted(bucket, key=distance):
+                if key != without:
+                    found.append(bucket[key].contact)
+            if len(found) >= count:
+                return found[:count]
+            deeper: dict[int, Entry] = {}
+            for bucket in buckets[index + 1 :]:
+                deeper.update(bucket)
+            for key in sorted(deeper, key=distance):
+                if key != without:
+                    found.append(deeper[key].contact)
+        for shallow in range(min(index, len(buckets)) - 1, -1, -1):
+            if len(found) >= count:
+                break
+            bucket = buckets[shallow]
+            for key in sorted(bucket, key=distance):
+                if key != without:
+                    found.append(bucket[key].contact)
+        return found[:count]
+
+    def contacts(self) -> list[Contact]:
+        return [entry.contact for bucket in self._buckets for entry in bucket.values()]
+
+    def entries(self) -> list[Entry]:
+        return [entry for bucket in self._buckets for entry in bucket.values()]
+
+    def sample(self, random: Random, count: int) -> list[Contact]:
+        """A random sample, for a peer that wants more connections."""
+        contacts = self.contacts()
+        return random.sample(contacts, min(count, len(contacts)))
+
+    def touch(self, target: int, now: float) -> None:
+        """A lookup went through the target's bucket."""
+        index = self.bucket_index(target)
+        if index < len(self._touched):
+            self._touched[index] = now
+
+    def stale_buckets(self, now: float) -> list[int]:
+        """The buckets to refresh: unused for the refresh interval, down to the one behind the deepest full one."""
+        horizon = now - self._params.refresh_interval
+        return [index for index, at in enumerate(self._touched) if at <= horizon and index < self._depth()]
+
+    def _depth(self) -> int:
+        """Buckets deeper than this are covered by looking ourselves up."""
+        full = [i for i, bucket in enumerate(self._buckets) if len(bucket) >= self._params.k // 2]
+        return (full[-1] if full else 0) + 2
+
+    def bucket_sizes(self) -> list[int]:
+        return [len(bucket) for bucket in self._buckets]

@@ -1,0 +1,370 @@
+"""The Kademlia core on a network: streams, timers and the calls that others await."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Final, Self
+
+import structlog
+import trio
+
+from owm.clock import Clock
+from owm.dht._core import KademliaCore
+from owm.dht._core_guards import solve_puzzle
+from owm.dht._core_keyspace import prepare_preimages
+from owm.dht._core_server import QueryRefused
+from owm.dht._core_types import Contact, DhtParams, Done, GroupOf, Message, Misbehaved, Result, SendQuery, Validator
+from owm.dht._core_wire import MAX_MESSAGE, WireError, decode_message, encode_message
+from owm.dht._interface import Dht, DhtStatistics, Provider
+from owm.dht._links import Link, LinkEvents
+from owm.dht._peer_cache import load_peers, save_peers
+from owm.dht._validators import RecordValidator, by_namespace
+from owm.identity import PeerId
+from owm.net import FrameStream, Network, PeerConnected, Penalty, Stream, group_of, is_local
+from owm.net.errors import ProtocolViolation
+from owm.records import SignedRecord
+
+__all__ = ["KademliaDht", "dht_protocol", "provider_key"]
+
+_log = structlog.get_logger(__name__)
+
+_INBOUND_IDLE: Final = 120.0  # seconds after which a silent stream is closed
+_SAVE_EVERY: Final = 300.0
+_MAX_LINKS: Final = 256
+
+
+def dht_protocol(network_id: str) -> str:
+    """The protocol id that the peers of a network speak."""
+    return f"/owm/{network_id}/kad/1"
+
+
+def provider_key(key: bytes) -> bytes:
+    """The key as kad-dht carries it for providers: a SHA-256 multihash. One that is such a hash already stays."""
+    if len(key) == 34 and key.startswith(b"\x12\x20"):
+        return key
+    return b"\x12\x20" + hashlib.sha256(key).digest()
+
+
+class KademliaDht(Dht):
+    """The DHT of one peer.
+
+    Args:
+        network: must be running before :meth:`running` is entered.
+        network_id: of the network that we are on.
+        clock: wall time, to judge the age of records by; intervals are measured in trio's time.
+        random: the source of all chance.
+        cache_path: where peers are remembered over a restart; None: they are not.
+        protocol: another protocol id, for foreign networks.
+        validators: further namespaces, each with its validator.
+        devnet: exempt local addresses from diversity, and dial them when others name them.
+        in_region: which keys are stored and looked for in their whole region, against Sybils that crowd a key.
+        idle: seconds without a query after which a stream, and a connection made only for it, is closed.
+        keep: connections that are kept up regardless.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        *,
+        network_id: str,
+        clock: Clock,
+        random: Random,
+        params: DhtParams = DhtParams(),  # noqa: B008 - frozen
+        cache_path: Path | None = None,
+        protocol: str | None = None,
+        validators: Mapping[str, Validator] | None = None,
+        devnet: bool = False,
+        in_region: Callable[[bytes], bool] | None = None,
+        idle: float = 10.0,
+        keep: int = 6,
+    ) -> None:
+        self._network = network
+        self._network_id = network_id
+        self._random = random
+        self._params = params
+        self._cache_path = cache_path
+        self._protocol = protocol or dht_protocol(network_id)
+        self._devnet = devnet
+        self._in_region = in_region or (lambda key: False)
+        self._idle = idle
+        self._keep = keep
+        self._records = RecordValidator(network_id, clock)
+        groups: GroupOf = (lambda a: None if is_local(a) else group_of(a)) if devnet else group_of
+        self.core = KademliaCore(
+            Contact(bytes(network.peer_id)),
+            params,
+            random,
+            by_namespace({"owm": self._records, **(validators or {})}),
+            group_of=groups,
+            network=network_id,
+        )
+        self._links: dict[bytes, Link] = {}
+        self._waiting: dict[int, tuple[trio.Event, list[Result]]] = {}
+        self._link_events = LinkEvents(self._answered, self._failed)
+        self._nursery: trio.Nursery | None = None
+        self._wake = trio.Event()
+        self._asleep_until = float("inf")
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Self]:
+        """Serve and maintain the table until the block ends; streams are reset then."""
+        core, path = self.core, self._cache_path
+        await trio.to_thread.run_sync(prepare_preimages)
+        if self._params.puzzle_bits:
+            solve = partial(solve_puzzle, self._network_id, self.core.contact.id, self._params.puzzle_bits)
+            core.proof = await trio.to_thread.run_sync(solve)
+        if path is not None:
+            core.remember(await trio.to_thread.run_sync(load_peers, path))
+        self._note_addresses()
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            self._network.handle(self._protocol, self._serve)
+            nursery.start_soon(self._run_timers)
+            nursery.start_soon(self._watch_connections)
+            nursery.start_soon(self._keep_cache)
+            try:
+                yield self
+            finally:
+                self._nursery = None
+                nursery.cancel_scope.cancel()
+        if path is not None:
+            with trio.CancelScope(shield=True):
+                await self._save()
+
+    # The calls
+
+    async def bootstrap(self) -> int:
+        self._note_addresses()
+        seeds = [
+            Contact(bytes(connection.peer), () if connection.inbound else (connection.address,))
+            for connection in self._network.connections()
+        ]
+        await self._finished(self.core.start_bootstrap(seeds, trio.current_time()))
+        return len(self.core.table)
+
+    async def find_peer(self, peer: PeerId) -> Provider | None:
+        found = (await self._finished(self.core.start_find_peer(bytes(peer), trio.current_time()))).peer
+        return _provider(found) if found is not None else None
+
+    def known_peers(self, limit: int = 20) -> list[Provider]:
+        return [_provider(contact) for contact in self.core.table.sample(self._random, limit)]
+
+    async def provide(self, key: bytes) -> int:
+        start = self.core.start_provide
+        operation = start(provider_key(key), trio.current_time(), region=self._in_region(key))
+        return (await self._finished(operation)).stored
+
+    async def unprovide(self, key: bytes) -> None:
+        self.core.unprovide(provider_key(key))
+
+    async def find_providers(self, key: bytes, limit: int = 20) -> list[Provider]:
+        start = self.core.start_find_providers
+        operation = start(provider_key(key), limit, trio.current_time(), region=self._in_region(key))
+        found = (await self._finished(operation)).providers or []
+        return [provider for contact in found if (provider := _provider_or_none(contact)) is not None]
+
+    async def put(self, record: SignedRecord) -> int:
+        key = record.dht_key
+        return await self.put_value(key, record.envelope, own=record.issuer == self._network.peer_id)
+
+    async def put_value(self, key: bytes, value: bytes, *, own: bool = False) -> int:
+        """Store any value that a validator accepts; for foreign namespaces. Returns the peers that took it."""
+        start = self.core.start_put
+        operation = start(key, value, trio.current_time(), own=own, region=self._in_region(key))
+        return (await self._finished(operation)).stored
+
+    async def get(self, key: bytes) -> SignedRecord | None:
+        value = await self.get_value(key)
+        return self._records.open(key, value) if value is not None else None
+
+    async def get_value(self, key: bytes) -> bytes | None:
+        """The newest valid value under a key of any namespace that has a validator."""
+        operation = self.core.start_get(key, trio.current_time(), region=self._in_region(key))
+        return (await self._finished(operation)).value
+
+    def statistics(self) -> DhtStatistics:
+        core = self.core
+        return DhtStatistics(
+            mode="server" if core.serving else "client",
+            table=len(core.table),
+            records=len(core.server.records),
+            providers=len(core.server.providers),
+            lookups=core.lookups,
+            queries_sent=core.sent,
+            queries_failed=core.failed,
+            queries_served=core.served,
+            network_size=core.size.size,
+            extra={"links": len(self._links), "merges": core.merges, "splits": core.splits},
+        )
+
+    # Between the core and the network
+
+    async def _finished(self, operation: int) -> Result:
+        """Wait for an operation. A cancellation stops the waiting; the operation ends by itself."""
+        event = trio.Event()
+        box: list[Result] = []
+        self._waiting[operation] = (event, box)
+        try:
+            self._flush()
+            await event.wait()
+        finally:
+            self._waiting.pop(operation, None)
+        return box[0]
+
+    def _flush(self) -> None:
+        """Carry out what the core wants."""
+        while effects := self.core.drain():
+            for effect in effects:
+                if isinstance(effect, SendQuery):
+                    self._send(effect)
+                elif isinstance(effect, Done):
+                    waiting = self._waiting.get(effect.operation)
+                    if waiting is not None:
+                        waiting[1].append(effect.result)
+                        waiting[0].set()
+                elif isinstance(effect, Misbehaved):
+                    self._penalise(effect)
+        if self.core.next_deadline() < self._asleep_until:
+            self._wake.set()
+
+    def _penalise(self, effect: Misbehaved) -> None:
+        self._network.penalise(PeerId(effect.peer), Penalty.LOW_TOLERANCE, f"kad-dht: {effect.reason}")
+
+    def _send(self, query: SendQuery) -> None:
+        contact = query.contact
+        link = self._links.get(contact.id)
+        if link is None or not link.open:
+            dialable = self._dialable(contact)
+            if dialable is None or self._nursery is None or len(self._links) >= _MAX_LINKS:
+                self.core.query_failed(query.query_id, trio.current_time())
+                return
+            link = Link(self._network, self._protocol, dialable, self._link_events, self._idle)
+            self._links[contact.id] = link
+            link.send(query)
+            self._nursery.start_soon(self._run_link, link)
+        else:
+            link.send(query)
+
+    def _dialable(self, contact: Contact) -> Contact | None:
+        """The contact with the addresses that we may dial; None when it cannot be reached."""
+        try:
+            peer = PeerId(contact.id)
+        except ValueError:
+            return None
+        addresses = contact.addresses
+        if not self._devnet:
+            addresses = tuple(a for a in addresses if not is_local(a))  # nobody has us probe our own network
+        if not addresses and not self._network.is_connected(peer):
+            return None
+        return contact if addresses == contact.addresses else Contact(contact.id, addresses, contact.key)
+
+    async def _run_link(self, link: Link) -> None:
+        try:
+            await link.run()
+        finally:
+            if self._links.get(link.contact.id) is link:
+                del self._links[link.contact.id]
+        if link.dialled:
+            await self._close_unused(link.peer)
+
+    async def _close_unused(self, peer: PeerId) -> None:
+        """Close a connection that was made for queries only, unless few are left or others use it."""
+        connections = self._network.connections()
+        mine = next((connection for connection in connections if connection.peer == peer), None)
+        if mine is not None and len(connections) > self._keep and not mine.protected and not mine.streams:
+            await self._network.disconnect(peer)
+
+    def _answered(self, query_id: int, message: Message | None) -> None:
+        self.core.receive_response(query_id, message, trio.current_time())
+        self._flush()
+
+    def _failed(self, query_id: int) -> None:
+        self.core.query_failed(query_id, trio.current_time())
+        self._flush()
+
+    async def _serve(self, stream: Stream) -> None:
+        """Answer the queries of one inbound stream."""
+        frames = FrameStream(stream, MAX_MESSAGE)
+        peer = stream.remote
+        greeted = False
+        while True:
+            data = None
+            with trio.move_on_after(_INBOUND_IDLE):
+                data = await frames.receive()
+            if data is None:
+                return
+            try:
+                answer = self.core.receive_query(bytes(peer), decode_message(data), trio.current_time())
+            except WireError as error:
+                raise ProtocolViolation(f"kad-dht: {error}") from error
+            except QueryRefused as refused:
+                if refused.blame:
+                    excess = refused.blame == "excess"
+                    penalty = Penalty.HIGH_TOLERANCE if excess else Penalty.MID_TOLERANCE
+                    self._network.penalise(peer, penalty, f"kad-dht: {refused}")
+                stream.reset()
+                return
+            self._flush()
+            if answer is not None:
+                if greeted:
+                    answer.sender, answer.proof = None, b""
+                greeted = True
+                with trio.fail_after(_INBOUND_IDLE):
+                    await frames.send(encode_message(answer))
+
+    # Background
+
+    async def _run_timers(self) -> None:
+        while True:
+            self._asleep_until = self.core.next_deadline()
+            self._wake = trio.Event()
+            with trio.move_on_at(self._asleep_until):
+                await self._wake.wait()
+            self.core.tick(trio.current_time())
+            self._flush()
+
+    async def _watch_connections(self) -> None:
+        async with self._network.events() as events:
+            async for event in events:
+                if isinstance(event, PeerConnected) and event.inbound:
+                    for connection in self._network.connections():
+                        if connection.peer == event.peer:
+                            self.core.dialled_back(group_of(connection.address))
+
+    def _note_addresses(self) -> None:
+        addresses = tuple(self._network.addresses)
+        if addresses != self.core.contact.addresses:
+            self.core.move(Contact(bytes(self._network.peer_id), addresses))
+
+    async def _keep_cache(self) -> None:
+        while True:
+            await trio.sleep(_SAVE_EVERY)
+            self._note_addresses()
+            await self._save()
+
+    async def _save(self) -> None:
+        if self._cache_path is None:
+            return
+        peers = self.core.export_peers()
+        if not peers:
+            return
+        try:
+            await trio.to_thread.run_sync(save_peers, self._cache_path, peers)
+        except OSError as error:
+            _log.warning("cannot save the known peers", path=str(self._cache_path), error=str(error))
+
+
+def _provider(contact: Contact) -> Provider:
+    return Provider(PeerId(contact.id), contact.addresses)
+
+
+def _provider_or_none(contact: Contact) -> Provider | None:
+    try:
+        return _provider(contact)
+    except ValueError:
+        return None  # what a stranger calls a peer id
