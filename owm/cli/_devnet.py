@@ -102,6 +102,18 @@ class Devnet:
             for member in others:
                 nursery.start_soon(self._wait, member)
 
+    async def add(self, member: Member, through: str) -> None:
+        """Start one more peer, or one that has ended, and give it the address of a peer that runs.
+
+        Raises:
+            TemporaryError: it ended or did not come up.
+        """
+        if member not in self.members:
+            self.members.append(member)
+        member.peer = None
+        self._spawn(member, ["--bootstrap", through])
+        await self._wait(member)
+
     def _spawn(self, member: Member, flags: Sequence[str]) -> None:
         member.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         (member.folder / PEER_FILE).unlink(missing_ok=True)
