@@ -14,16 +14,17 @@ wanted() { # what the stamp holds when this checkout is set up
     { echo "$root" "$extras"; cat pyproject.toml constraints.txt scripts/setup.sh; } | sha256sum | cut -d' ' -f1
 }
 
+models_stamp="$venv/.owm-models-$(sha256sum <<<"${OWM_MODEL_CACHE_DIR:-$HOME/.owm/models}" | cut -c1-16)"
+
 pull_models() {
     if [ "${OWM_SKIP_MODELS:-}" = 1 ]; then say "models left out (OWM_SKIP_MODELS=1)"; return; fi
-    "$venv/bin/owm" models pull
+    "$venv/bin/owm" models pull && touch "$models_stamp"
 }
 
-models_stamp="$venv/.owm-models-$(sha256sum <<<"${OWM_MODEL_CACHE_DIR:-$HOME/.owm/models}" | cut -c1-16)"
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(wanted)" ] && [ -x "$venv/bin/python" ]; then
     # The command itself checks sizes and hashes; the stamp only saves its start-up, and goes with the cache folder.
     if [ -f "$models_stamp" ] && [ -d "${OWM_MODEL_CACHE_DIR:-$HOME/.owm/models}" ]; then exit 0; fi
-    pull_models && touch "$models_stamp"
+    pull_models
     exit 0
 fi
 
@@ -77,9 +78,10 @@ fi
 
 say "installing the packages that constraints.txt pins (wheels wherever there is one)"
 "$venv/bin/python" -m pip install --quiet --prefer-binary --disable-pip-version-check \
-    -c constraints.txt -e ".[$extras]"
+    -c constraints.txt -e ".[$extras]" 2> >(grep -v -e BuildBackendWarning -e '\*\*\*' -e '^ *!!' -e 'Please be careful' \
+    -e 'name as your package' -e 'with strategy' -e '^ *$' >&2)
 # trio-typing, which libp2p asks for, brings types of an old trio that would shadow trio's own.
 rm -rf "$venv"/lib/python3*/site-packages/trio-stubs
 wanted >"$stamp"
-pull_models && touch "$models_stamp"
+pull_models
 say "done"
