@@ -170,8 +170,9 @@ def test_a_window_grows_only_where_the_round_trip_is_long() -> None:
         stream = a.open(bulk=True)
         largest = 0
         for step in range(20):
-            received = 0
-            while a.send(stream, bytes(STREAM_QUEUE)):
+            received, going = 0, True
+            while going:
+                going = a.send(stream, bytes(STREAM_QUEUE)) > 0
                 received += sum(len(event.data) for event in move(a, b) if isinstance(event, DataReceived))
             largest = max(largest, received)
             b.consume(stream, received, now=step * round_trip)
