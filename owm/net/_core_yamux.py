@@ -120,7 +120,6 @@ class Yamux:
 
     def __init__(self, *, initiator: bool, max_inbound: int = 256) -> None:
         self._next_id = 1 if initiator else 2
-        self._last_remote = 0
         self._remote_parity = 0 if initiator else 1
         self._max_inbound = max_inbound
         self._inbound = 0
@@ -347,9 +346,9 @@ class Yamux:
             raise YamuxError(f"unknown frame type {kind}")
 
     def _accept(self, stream_id: int, events: list[Event]) -> StreamState | None:
-        if stream_id % 2 != self._remote_parity or stream_id <= self._last_remote:
+        # Not necessarily in order: a stream is announced with its first bytes, and bulk streams let others go first.
+        if stream_id % 2 != self._remote_parity or stream_id in self._streams:
             raise YamuxError(f"stream id {stream_id} is not the peer's to open")
-        self._last_remote = stream_id
         if self._inbound >= self._max_inbound:
             self._control.append(_HEADER.pack(0, _WINDOW_UPDATE, _RST, stream_id, 0))
             events.append(Refused(stream_id))
