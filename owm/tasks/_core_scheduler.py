@@ -125,7 +125,8 @@ class SchedulerCore:
         return settled
 
     def _pump_one(self, heap: list[tuple[int, int, Want]]) -> list[Want]:
-        settled, aside = [], []
+        settled: list[Want] = []
+        aside: list[tuple[int, int, Want]] = []
         while heap and len(aside) < _SCAN:
             item = heapq.heappop(heap)
             want = item[2]

@@ -15,7 +15,7 @@ from owm.tasks._core_sealing import Binding
 from owm.tasks._types import Body, InferenceTask
 from owm.tasks.errors import WorkerFault
 
-__all__ = ["answer_hash", "check_receipt", "countersign", "countersigned", "input_hash", "vectors_hash"]
+__all__ = ["answer_hash", "check_receipt", "countersign", "countersigned", "input_hash", "open_receipt", "vectors_hash"]
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _DOMAIN: Final = b"owm-receipt-countersignature/1:"
@@ -36,25 +36,27 @@ def vectors_hash(vectors: Sequence[bytes], model_sha256: str) -> bytes:
     return hashlib.sha256(b"owm-task-vectors/1" + _encode((vectors, model_sha256))).digest()
 
 
-def check_receipt(
-    envelope: bytes, binding: Binding, body: Body, salt: bytes, output: bytes, now: float
-) -> SignedRecord:
-    """Verify a worker's receipt against what we asked for and what we got.
+def open_receipt(envelope: bytes, binding: Binding, now: float) -> tuple[SignedRecord, TaskReceipt]:
+    """Open the envelope of a worker's receipt; raises WorkerFault unless it is a receipt signed by this worker.
 
     Args:
-        output: the hash that we computed over what arrived.
         now: unix seconds.
-
-    Raises:
-        WorkerFault: it does not add up.
     """
     try:
         signed = open_record(envelope, binding.network_id, now, issuer=binding.worker)
     except RecordError as error:
         raise WorkerFault(f"the worker's receipt is not valid: {error}") from error
-    receipt = signed.record
-    if not isinstance(receipt, TaskReceipt):
+    if not isinstance(signed.record, TaskReceipt):
         raise WorkerFault("the worker sent another record in place of a receipt")
+    return signed, signed.record
+
+
+def check_receipt(receipt: TaskReceipt, binding: Binding, body: Body, salt: bytes, output: bytes) -> None:
+    """Compare a receipt with what we asked for and what we got; raises WorkerFault when it does not add up.
+
+    Args:
+        output: the hash that we computed over what arrived.
+    """
     expected = (
         ("task", receipt.task, binding.task.hex()),
         ("type", receipt.task_type, type(body).__struct_config__.tag),
@@ -70,7 +72,6 @@ def check_receipt(
         raise WorkerFault("the worker's receipt has a negative amount")
     if isinstance(body, InferenceTask) and receipt.completion_tokens > body.max_tokens:
         raise WorkerFault("the worker's receipt counts more tokens than were asked for")
-    return signed
 
 
 def countersign(identity: Identity, receipt: SignedRecord) -> bytes:

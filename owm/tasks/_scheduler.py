@@ -153,5 +153,5 @@ class Scheduler:
         if not self._core.queued:
             return
         for want in self._core.pump(self._clock.monotonic()):
-            if event := self._waiting.get(id(want)):
+            if (event := self._waiting.get(id(want))) is not None:
                 event.set()

@@ -60,11 +60,11 @@ _Name = Annotated[str, Meta(max_length=128)]
 _Text = Annotated[str, Meta(max_length=_MAX_TEXT)]
 
 
-class _Wire(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _Wire(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind"):
     pass
 
 
-class Message(_Wire, frozen=True):
+class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One message of a conversation."""
 
     role: Literal["system", "user", "assistant"]
@@ -93,7 +93,7 @@ class EmbedTask(_Wire, frozen=True, kw_only=True, tag="embed_data"):
 Body = InferenceTask | EmbedTask
 
 
-class Sealed(_Wire, frozen=True, kw_only=True):
+class Sealed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What the offer's sealed frame holds."""
 
     salt: Annotated[bytes, Meta(min_length=32, max_length=32)]  #: for the input's hash

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Final, Self
+from typing import Final, Literal, Self
 
 import msgspec
 import structlog
@@ -20,7 +20,7 @@ import trio
 from owm.clock import Clock
 from owm.errors import OwmError, UsageError
 from owm.identity import Identity
-from owm.model import ChatMessage, Done, Engine, GenerateRequest
+from owm.model._interface import ChatMessage, Done, Engine, GenerateRequest
 from owm.net import FrameStream, Network, Penalty, Stream
 from owm.net.errors import NetworkError, ProtocolViolation
 from owm.records import TaskReceipt, sign_record
@@ -101,6 +101,7 @@ class _Job:
     countersignature: bytes | None = None
     answered: trio.Event = field(default_factory=trio.Event)
     gone: bool = False  #: the requester left
+    torn: bool = False  #: a frame may be half sent: nothing can follow it
 
 
 class TaskWorker:
@@ -114,7 +115,7 @@ class TaskWorker:
         store: Store,
         network_id: str,
         clock: Clock,
-        limits: WorkerLimits = WorkerLimits(),  # noqa: B008 - frozen
+        limits: WorkerLimits = WorkerLimits(),
     ) -> None:
         self._network = network
         self._engine = engine
@@ -403,15 +404,20 @@ class TaskWorker:
 
     async def _write(self, job: _Job, frame: bytes) -> None:
         """Send, within the time that a requester may take nothing; then it counts as gone."""
+        job.torn = True
         with trio.move_on_after(self.limits.write_timeout) as scope:
             await job.frames.send(frame)
+            job.torn = False
         if scope.cancelled_caught:
             job.gone = True
             job.scope.cancel()
             await trio.lowlevel.checkpoint()
 
-    async def _fail(self, job: _Job, code: str, message: str) -> None:
-        failed = msgspec.convert({"type": "failed", "code": code, "message": message[:512]}, Failed)
+    async def _fail(self, job: _Job, code: Literal["invalid", "timeout", "engine"], message: str) -> None:
+        if job.torn:
+            job.frames.stream.reset()
+            return
+        failed = Failed(code=code, message=message[:512])
         try:
             with trio.move_on_after(self.limits.write_timeout):
                 await job.frames.send(job.sealer.seal(_encode(failed), last=True))

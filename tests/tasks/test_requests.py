@@ -1,0 +1,211 @@
+"""Requests over a network in memory, in virtual time, with real peers on both sides."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from owm.net.errors import DialFailed
+from owm.tasks import (
+    Completed,
+    InferenceTask,
+    Message,
+    Restart,
+    Started,
+    TokenEvent,
+    WorkerLimits,
+    countersigned,
+    verify_inclusion,
+)
+from owm.tasks.errors import ConsumerTooSlow, InvalidTask, NoWorkers, TaskFailed
+from tests.tasks.world import CountingEngine, World, world
+
+
+def question(max_tokens: int = 10, text: str = "how far?", **more: object) -> InferenceTask:
+    return InferenceTask(messages=(Message("user", text),), max_tokens=max_tokens, **more)  # type: ignore[arg-type]
+
+
+def whole(tokens: int) -> str:
+    return "".join(f"w{number} " for number in range(tokens))
+
+
+async def ask(made: World, task: InferenceTask) -> tuple[str, Completed, int]:
+    """The answer as a consumer that obeys Restart sees it, and how many restarts there were."""
+    text, restarts = "", 0
+    async with made.requester.inference(task) as events:
+        async for event in events:
+            match event:
+                case TokenEvent(text=piece):
+                    text += piece
+                case Restart():
+                    text, restarts = "", restarts + 1
+                case Completed():
+                    return text, event, restarts
+    raise AssertionError("no Completed")
+
+
+async def test_an_answer_streams_and_is_proved(autojump_clock: object) -> None:
+    async with world(workers=1) as made:
+        text, completed, restarts = await ask(made, question(12))
+        assert (text, restarts, completed.finish) == (whole(12), 0, "length")
+        peer = made.workers[0]
+        assert completed.worker == peer.identity.peer_id
+        assert completed.details.completion_tokens == 12
+        await trio.sleep(1)
+        entry = await peer.store.task(completed.task, "worker")
+        assert entry is not None and entry.state == "done" and entry.receipt == completed.receipt.envelope
+        assert entry.countersignature is not None
+        assert countersigned(completed.receipt.id, made.identity.peer_id, entry.countersignature)
+        ours = await made.store.task(completed.task, "requester")
+        assert ours is not None and ours.state == "done" and ours.output_hash == entry.output_hash != b""
+        leaf = (await made.store.dispatches())[0]
+        size, root = made.requester.log.head()
+        assert size == 1 and verify_inclusion(leaf, 0, 1, made.requester.log.inclusion(0, 1), root)
+
+
+async def test_embeddings_come_back_in_order(autojump_clock: object) -> None:
+    async with world(workers=1) as made:
+        texts = [f"text {number}" for number in range(100)]
+        result = await made.requester.embed(texts)
+        expected = await CountingEngine().embed(texts)
+        assert result.vectors == expected.vectors
+        assert result.completed.model == "hashes"
+
+
+async def test_a_killed_worker_loses_no_task(autojump_clock: object) -> None:
+    """After tokens were streamed there is one Restart, and the answer is whole and one worker's (SRS-SCHED-02)."""
+    async with world(workers=2, gap=0.1) as made:
+        text, seen, killed = "", [], None
+        async with made.requester.inference(question(20)) as events:
+            async for event in events:
+                seen.append(event)
+                if isinstance(event, TokenEvent):
+                    text += event.text
+                    if killed is None and event.id == 5:
+                        killed = next(e.worker for e in seen if isinstance(e, Started))
+                        made.by_id(killed).scope.cancel()
+                elif isinstance(event, Restart):
+                    text = ""
+        assert text == whole(20)
+        assert sum(isinstance(event, Restart) for event in seen) == 1
+        completed = seen[-1]
+        assert isinstance(completed, Completed) and completed.worker != killed and completed.attempts == 2
+
+
+async def test_a_worker_lost_before_any_output_is_replaced_silently(autojump_clock: object) -> None:
+    async with world(workers=2, gap=1.0) as made:
+        seen = []
+        async with made.requester.inference(question(3)) as events:
+            async for event in events:
+                seen.append(event)
+                if isinstance(event, Started) and event.attempt == 1:
+                    made.by_id(event.worker).scope.cancel()
+        assert [type(event).__name__ for event in seen] == ["Started", "Started", *["TokenEvent"] * 3, "Completed"]
+
+
+async def test_without_a_worker_there_is_one_clear_error(autojump_clock: object) -> None:
+    async with world() as made:
+        with pytest.raises(NoWorkers, match="no worker for inference"):
+            await ask(made, question())
+
+
+async def test_when_the_last_worker_dies_the_error_says_so(autojump_clock: object) -> None:
+    async with world(workers=1, gap=0.1) as made:
+        with pytest.raises(NoWorkers, match="is left"):
+            async with made.requester.inference(question(50)) as events:
+                async for event in events:
+                    if isinstance(event, TokenEvent) and event.id == 5:
+                        made.workers[0].scope.cancel()
+
+
+async def test_leaving_the_block_frees_the_slot_within_a_second(autojump_clock: object) -> None:
+    async with world(workers=1, gap=0.5) as made:
+        async with made.requester.inference(question(1000)) as events:
+            async for event in events:
+                if isinstance(event, TokenEvent):
+                    break
+        left = trio.current_time()
+        await trio.sleep(1.0)
+        peer = made.workers[0]
+        assert peer.engine.active == 0 and peer.engine.left_at[-1] - left < 1.0
+        assert peer.worker.statistics().busy == 0 and peer.worker.statistics().cancelled == 1
+        assert (await peer.store.tasks())[0].state == "cancelled"
+
+
+async def test_a_consumer_that_stops_reading_does_not_hold_a_worker(autojump_clock: object) -> None:
+    async with world(workers=1, gap=0.001) as made:
+        with pytest.raises(ConsumerTooSlow):
+            async with made.requester.inference(question(5000), timeout=100) as events:
+                await trio.sleep(20)
+                assert made.workers[0].engine.active == 0
+                async for _ in events:
+                    pass
+
+
+async def test_a_task_has_a_timeout(autojump_clock: object) -> None:
+    """SRS-SCHED-02."""
+    async with world(workers=1, gap=1.0) as made:
+        started = trio.current_time()
+        with pytest.raises(TaskFailed, match="5 s"):
+            async with made.requester.inference(question(100), timeout=5) as events:
+                async for _ in events:
+                    pass
+        assert 4.5 < trio.current_time() - started < 6
+        await trio.sleep(1)
+        assert made.workers[0].engine.active == 0
+
+
+async def test_a_task_outside_its_schema_never_reaches_a_worker(autojump_clock: object) -> None:
+    """SRS-NODE-07."""
+    async with world(workers=1) as made:
+        for bad in (question(0), question(10**6), question(temperature=-1.0), question(top_p=0.0), question(seed=-1)):
+            with pytest.raises(InvalidTask):
+                await ask(made, bad)
+        assert made.workers[0].engine.prompts == []
+
+
+async def test_a_thousand_requests_at_once_are_all_served(autojump_clock: object) -> None:
+    """None is lost, and no worker ever runs more than its slots (SRS-SCHED-01)."""
+    async with world(workers=3, gap=0.01, limits=WorkerLimits(slots=8, queue=8)) as made:
+        answers: list[str] = []
+
+        async def one() -> None:
+            answers.append((await ask(made, question(5)))[0])
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(1000):
+                nursery.start_soon(one)
+        assert answers == [whole(5)] * 1000
+        assert max(peer.engine.most_active for peer in made.workers) <= 8
+        assert min(len(peer.engine.prompts) for peer in made.workers) > 200  # shared out
+        assert made.scheduler.queued == made.scheduler.in_flight == 0
+        assert made.requester.log.size == 1000 + sum(p.worker.statistics().refused for p in made.workers)
+
+
+async def test_draining_completes_what_runs_and_refuses_the_rest(autojump_clock: object) -> None:
+    """SRS-NODE-09."""
+    async with world(workers=1, gap=0.1) as made:
+        peer = made.workers[0]
+        results: list[object] = []
+
+        async def first() -> None:
+            results.append((await ask(made, question(20)))[0])
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(first)
+            await trio.sleep(0.5)
+            nursery.start_soon(peer.worker.drain, 30.0)
+            await trio.sleep(0.1)
+            with pytest.raises(NoWorkers):
+                await ask(made, question(1))
+        assert results == [whole(20)]
+
+
+async def test_peers_that_are_gone_are_not_dialled_for_ever(autojump_clock: object) -> None:
+    async with world(workers=1) as made:
+        made.workers[0].scope.cancel()
+        await trio.sleep(1)
+        with pytest.raises(NoWorkers):
+            await ask(made, question())
+        with pytest.raises(DialFailed):
+            await made.network.connect(made.workers[0].identity.peer_id, made.workers[0].network.addresses)
