@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -42,14 +43,14 @@ def configuration() -> str:
             section = setting.section
             lines += ["", f"## [{section}]", "", setting.section_comment, ""]
             lines += ["| key | default | meaning | variable |", "|---|---|---|---|"]
-        default = str(setting.default).lower() if isinstance(setting.default, bool) else setting.default
-        shown = f"`{default!r}`" if not isinstance(setting.default, bool) else f"`{default}`"
+        shown = f"`{json.dumps(setting.default)}`"
         lines.append(f"| `{setting.key}` | {shown} | {setting.comment} | `{setting.variable}` |")
     return "\n".join(lines) + "\n"
 
 
 def _help_pages(command: click.Command, name: str, parent: click.Context | None) -> list[str]:
-    context = click.Context(command, info_name=name, parent=parent, max_content_width=100, terminal_width=100)
+    settings = {**command.context_settings, "max_content_width": 100}
+    context = click.Context(command, info_name=name, parent=parent, terminal_width=100, **settings)
     level = "##" if parent is None else "###" if parent.parent is None else "####"
     lines = ["", f"{level} {context.command_path}", "", "```text", command.get_help(context).rstrip(), "```"]
     if isinstance(command, click.Group):
