@@ -1,0 +1,151 @@
+"""llama.cpp inside the engine process, through xllamacpp: continuous batching over several slots."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import secrets
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import xllamacpp
+
+__all__ = ["Llama", "Refusal"]
+
+
+class Refusal(Exception):
+    """The request cannot be run; ``code`` tells the parent which error to raise."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=30)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+class Llama:
+    """One loaded model.
+
+    The library opens an HTTP server in any case. Here it listens on a socket in a private folder and asks for a key, and
+    serves only what the library offers nowhere else: the chat template and the tokenizer.
+    """
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._context = settings["context"]
+        self._folder = tempfile.mkdtemp(prefix="owm-engine-")  # mode 0700
+        self._socket = str(Path(self._folder, "engine.sock"))
+        self._key = secrets.token_hex(16)
+        params = xllamacpp.CommonParams()
+        params.model.path = settings["weights"]
+        params.n_parallel = settings["slots"]
+        params.n_ctx = settings["context"] * settings["slots"]  # the total: it is divided by the slots
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = settings["threads"]
+        params.verbosity = -1
+        params.hostnames = [self._socket]
+        params.api_keys = [self._key]
+        params.ui = False
+        params.n_threads_http = 1
+        params.cache_ram_mib = 0
+        self._server = xllamacpp.Server(params)
+        template = self._ask("GET", "/props")["chat_template"]
+        self.template_sha256 = hashlib.sha256(template.encode()).hexdigest()
+
+    def _ask(self, method: str, path: str, body: Any = None) -> Any:
+        connection = _UnixConnection(self._socket)
+        try:
+            headers = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}
+            connection.request(method, path, None if body is None else json.dumps(body), headers)
+            response = connection.getresponse()
+            found = json.loads(response.read())
+        finally:
+            connection.close()
+        if response.status != 200:
+            raise Refusal("invalid", str(found.get("error", {}).get("message", found))[:300])
+        return found
+
+    def _tokens(self, messages: list[dict[str, str]]) -> list[int]:
+        prompt = self._ask("POST", "/apply-template", {"messages": messages})["prompt"]
+        body = {"content": prompt, "add_special": True, "parse_special": True}
+        tokens: list[int] = self._ask("POST", "/tokenize", body)["tokens"]
+        return tokens
+
+    def count(self, messages: list[dict[str, str]]) -> int:
+        """Tokens of the rendered prompt."""
+        return len(self._tokens(messages))
+
+    def generate(self, request: dict[str, Any], send: Callable[..., None], cancelled: Callable[[], bool]) -> None:
+        """Run one generation: ``send`` gets text, ids and log-probabilities as they come, then the end."""
+        tokens = self._tokens(request["messages"])
+        room = self._context - len(tokens)
+        if room < 1:
+            raise Refusal(
+                "too_long", f"the prompt has {len(tokens)} tokens; the context of {self._context} leaves no room"
+            )
+        state: dict[str, Any] = {"finish": "stop", "completion": 0, "prompt": len(tokens), "error": None}
+
+        def chunk(found: Any) -> bool:
+            # What a callback raises is swallowed by the library: keep it and stop.
+            try:
+                return self._chunk(found, state, send, cancelled)
+            except Exception as error:  # noqa: BLE001
+                state["error"] = Refusal("failed", str(error))
+                return True
+
+        self._server.handle_completions(
+            {
+                "prompt": tokens,
+                "max_tokens": min(request["max_tokens"], room),
+                "temperature": request["temperature"],
+                "top_p": request["top_p"],
+                "seed": request["seed"],
+                "stop": request["stop"],
+                "n_probs": 1,
+                "stream": True,
+                "cache_prompt": False,
+            },
+            chunk,
+        )
+        if state["error"] is not None:
+            raise state["error"]
+        if cancelled():
+            raise Refusal("cancelled", "cancelled")
+        send(done=state["finish"], prompt=state["prompt"], completion=state["completion"])
+
+    @staticmethod
+    def _chunk(found: Any, state: dict[str, Any], send: Callable[..., None], cancelled: Callable[[], bool]) -> bool:
+        if cancelled():
+            return True
+        if not isinstance(found, dict):
+            found = json.loads(found)
+        if "error" in found:
+            code = "too_long" if "context" in found["error"].get("type", "") else "failed"
+            state["error"] = Refusal(code, found["error"].get("message", "the engine refused"))
+            return True
+        choice = found["choices"][0]
+        entries = (choice.get("logprobs") or {}).get("content") or []
+        if choice["text"] or entries:
+            send(t=choice["text"], i=[entry["id"] for entry in entries], l=[entry["logprob"] for entry in entries])
+        if choice.get("finish_reason"):
+            state["finish"] = "length" if choice["finish_reason"] == "length" else "stop"
+        if usage := found.get("usage"):
+            state["completion"] = usage["completion_tokens"]
+            state["prompt"] = usage["prompt_tokens"]
+        return False
+
+    def close(self) -> None:
+        """Remove the socket's folder."""
+        shutil.rmtree(self._folder, ignore_errors=True)
