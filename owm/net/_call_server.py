@@ -22,6 +22,7 @@ __all__ = ["Call", "CallHandler", "ServerLimits", "ServerSession"]
 
 _log = structlog.get_logger(__name__)
 _CHUNK: Final = 65536
+_FRAME_SECONDS: Final = 120.0  # for one frame, however slowly its bytes drip in
 # A cancelled handler may still be cleaning up when the client, within its rights, starts the next call.
 _UNWINDING: Final = 2
 
@@ -119,8 +120,20 @@ class ServerSession:
 
     async def _read(self) -> None:
         decoder = FrameDecoder(self._limits.max_request + MAX_OVERHEAD)
-        while data := await self._stream.receive(_CHUNK):
-            for frame in decoder.feed(data):
+        deadline = float("inf")  # between frames a client may be silent as long as it likes
+        while True:
+            with trio.CancelScope(deadline=deadline) as scope:
+                data = await self._stream.receive(_CHUNK)
+            if scope.cancelled_caught:
+                raise ProtocolViolation(f"a frame took longer than {_FRAME_SECONDS:g} s")
+            if not data:
+                return
+            frames = decoder.feed(data)
+            if not decoder.is_inside_frame:
+                deadline = float("inf")
+            elif frames or deadline == float("inf"):
+                deadline = trio.current_time() + _FRAME_SECONDS
+            for frame in frames:
                 message = decode(frame)
                 if message.kind is Kind.REQUEST:
                     await self._on_request(message)

@@ -435,3 +435,25 @@ async def test_a_client_that_floods_and_never_reads_is_served_in_bounded_memory(
         assert most <= 16
         received = p.b.statistics().bytes_out
         assert received < 2_000_000, "replies pile up nowhere: the flood stalls itself"
+
+
+async def test_a_frame_that_drips_in_byte_by_byte_is_cut_off(autojump_clock: MockClock) -> None:
+    async with pair() as p:
+        p.server.serve(echo)
+        stream = await p.a.open_stream(p.b.peer_id, PROTOCOL)
+        began = trio.current_time()
+        with pytest.raises(StreamReset):
+            for byte in encode_varint(100_000) + bytes(100_000):
+                await stream.send(bytes((byte,)))
+                await trio.sleep(2)
+        assert trio.current_time() - began < 130
+        assert p.b.penalties.score(p.a.peer_id, trio.current_time()) < -9
+
+
+async def test_a_client_may_be_silent_between_requests_for_a_day(autojump_clock: MockClock) -> None:
+    async with pair() as p:
+        p.server.serve(echo)
+        for _ in range(3):
+            assert await p.client.request(p.b.peer_id, b"x") == b"x"
+            await trio.sleep(86_400)
+        assert p.a.statistics().streams == 1
