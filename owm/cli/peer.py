@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from owm.cli._options import config_options, settings_of
+from owm.config import load_constitution
 from owm.errors import TemporaryError, UsageError
 
 __all__ = ["peer_command"]
@@ -66,6 +67,7 @@ def peer_command(
         log__level=log_level,
         log__format=log_format,
     )
+    load_constitution(effective.settings.network.profile)  # before what takes a second to import
     from owm import log
 
     log.configure(effective.settings.log.level, effective.settings.log.format)
