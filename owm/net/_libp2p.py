@@ -38,7 +38,7 @@ from owm.net._racing import race
 from owm.net._secure import Credentials, Secured, secure
 from owm.net._serving import PING, StreamServer, agree_on, answer_pings
 from owm.net._transport import Reach, dial_tcp, listen_tcp, parse_endpoint, remote_multiaddr, tune
-from owm.net._upkeep import look_after
+from owm.net._upkeep import KeepAlive, look_after
 from owm.net.errors import DialFailed, NotConnected, StreamReset
 
 __all__ = ["Libp2pNetwork"]
@@ -61,6 +61,7 @@ class Libp2pNetwork(Network):
         random: spreads retries.
         faults: for tests: what goes wrong on purpose.
         reach: opens byte streams to addresses that are not plain TCP (onion services, relays).
+        keep_alive: when a silent connection is given up.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Libp2pNetwork(Network):
         random: Random | None = None,
         faults: Faults | None = None,
         reach: Reach | None = None,
+        keep_alive: KeepAlive = KeepAlive(),  # noqa: B008 - frozen
     ) -> None:
         self.peer_id = identity.peer_id
         self.limits = limits
@@ -87,6 +89,7 @@ class Libp2pNetwork(Network):
         self._events = EventHub()
         self._faults = faults
         self._reach = reach
+        self._keep_alive = keep_alive
         self._library = LibraryHost(identity, lambda: self.addresses, limits.max_connections)
         self._server = StreamServer(self._library.protocols, self._library.serve, self.penalise, faults)
         self._connections: dict[PeerId, list[MuxedConnection]] = {}
@@ -111,7 +114,7 @@ class Libp2pNetwork(Network):
                 self._nursery = nursery
                 for listener in listeners:
                     nursery.start_soon(serve_listener, listener, self._serve_inbound)
-                nursery.start_soon(look_after, self)
+                nursery.start_soon(look_after, self, self._keep_alive)
                 try:
                     yield self
                 finally:

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 import trio
 
 from owm.net._muxed import MuxedConnection
 
-__all__ = ["KEEP_ALIVE_EVERY", "KEEP_ALIVE_TIMEOUT", "look_after"]
+__all__ = ["KeepAlive", "look_after"]
 
-KEEP_ALIVE_EVERY: Final = 15.0  #: seconds between pings on each connection
-KEEP_ALIVE_TIMEOUT: Final = 10.0  #: seconds for the answer
-_TICK: Final = 2.5
+_TICKS: Final = 6  # looks per interval
 _LINGER: Final = 30.0  # seconds for which a stream that nobody reads may stay half open
 _DUPLICATE_FOR: Final = 5.0  # seconds until the spare connection of a simultaneous dial goes, once it is idle
+
+
+@dataclass(frozen=True, slots=True)
+class KeepAlive:
+    """How soon a connection whose other end froze or vanished is given up."""
+
+    every: float = 15.0  #: seconds between pings on each connection
+    timeout: float = 10.0  #: seconds for the answer
 
 
 class _Network(Protocol):
@@ -25,19 +32,19 @@ class _Network(Protocol):
     def close_soon(self, connection: MuxedConnection, reason: str) -> None: ...
 
 
-async def look_after(network: _Network) -> None:
+async def look_after(network: _Network, keep_alive: KeepAlive) -> None:
     """Run until cancelled."""
     pinged: dict[MuxedConnection, float] = {}
     idle: dict[MuxedConnection, float] = {}
     while True:
-        await trio.sleep(_TICK)
+        await trio.sleep(keep_alive.every / _TICKS)
         now = trio.current_time()
         live = list(network.live())
         pinged = {connection: pinged.get(connection, now) for connection in live}
         for connection in live:
-            if connection.ping_sent is not None and now - connection.ping_sent > KEEP_ALIVE_TIMEOUT:
+            if connection.ping_sent is not None and now - connection.ping_sent > keep_alive.timeout:
                 connection.kill("the keep-alive timed out")
-            elif now - pinged[connection] >= KEEP_ALIVE_EVERY:
+            elif now - pinged[connection] >= keep_alive.every:
                 pinged[connection] = now
                 connection.ping()
             for stream in list(connection.streams.values()):

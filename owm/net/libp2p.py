@@ -2,5 +2,6 @@
 
 from owm.net._faults import Fault, FaultRule, Faults
 from owm.net._libp2p import Libp2pNetwork
+from owm.net._upkeep import KeepAlive
 
-__all__ = ["Fault", "FaultRule", "Faults", "Libp2pNetwork"]
+__all__ = ["Fault", "FaultRule", "Faults", "KeepAlive", "Libp2pNetwork"]
