@@ -202,6 +202,11 @@ class KademliaCore:
         if sender.id not in self._verifying and len(self._verifying) < self.params.verify_limit:
             self.verify(sender, now)
 
+    def meet(self, contact: Contact, now: float) -> None:
+        """A connected peer is said to serve the DHT: check that it does, if the table would take it."""
+        if contact.key not in self.table and self._welcome(contact, now) and not self._verifying:
+            self.verify(contact, now)
+
     def verify(self, contact: Contact, now: float) -> None:
         """Ask a peer something; if it answers it may enter the table."""
         if contact.id == self.contact.id:
@@ -305,7 +310,10 @@ class KademliaCore:
         for contact in (*self.table.nearest(self.contact.key, self.params.k), *self.memory.contacts()):
             if len(known) < 2 * self.params.k:
                 known.setdefault(contact.id, contact)
-        self._search(operation, self.contact.id, self.contact.key, MessageType.FIND_NODE, list(known.values()))
+        # All of our neighbourhood shall know us, so all of it is asked.
+        seeds = list(known.values())
+        self._search(operation, self.contact.id, self.contact.key, MessageType.FIND_NODE, seeds, beta=self.params.k)
+        operation.joins = True
         return self._begin(operation, now)
 
     def start_refresh(self, bucket: int, now: float) -> int:
@@ -333,13 +341,14 @@ class KademliaCore:
         seeds: list[Contact] | None = None,
         *,
         exhaust: int = 0,
+        beta: int | None = None,
     ) -> None:
         params = self.params
         if seeds is None:
             seeds = self.table.nearest(target, params.k)
         many = exhaust or operation.kind in (Kind.GET, Kind.FIND_PROVIDERS)
         paths = params.paths if many else 1
-        lookup = Lookup(target, seeds, params, own=self.contact.key, paths=paths, exhaust=exhaust)
+        lookup = Lookup(target, seeds, params, own=self.contact.key, paths=paths, exhaust=exhaust, beta=beta)
         operation.lookups.append(lookup)
         operation.messages.append(self._ask(kind, key))
         self.lookups += 1
@@ -449,7 +458,9 @@ class KademliaCore:
             if not query.slow:
                 query.fan_out.pending -= 1
         elif query.lookup is not None and query.candidate is not None:
-            query.lookup.answered(query.candidate, message.closer if message is not None else ())
+            if message is not None:
+                found = message.value is not None or bool(message.providers)
+                query.lookup.answered(query.candidate, message.closer, found=found)
             if self._has_enough(operation, message):
                 query.lookup.stop()
         self._advance(operation, now)
@@ -539,6 +550,9 @@ class KademliaCore:
             message = self._ask(MessageType.PUT_VALUE, operation.key, operation.best)
             for contact in operation.outdated[:5]:
                 self._send(_Query(contact, None), message, now)
+        if operation.joins:
+            for bucket in self.table.thin_buckets():
+                self.start_refresh(bucket, now)
         if operation.split and operation.strangers * 2 > max(1, len(closest)):
             self.splits += 1
         self._effects.append(Done(operation.id, operation.result(closest, peer, now)))

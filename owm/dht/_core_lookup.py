@@ -30,12 +30,13 @@ class Candidate:
 
 
 class _Path:
-    __slots__ = ("answered", "done", "ranked", "waiting")
+    __slots__ = ("answered", "done", "ranked", "waiting", "wide")
 
     def __init__(self) -> None:
         self.ranked: list[int] = []  # distances, nearest first
         self.waiting = 0
-        self.answered = 0
+        self.answered = False
+        self.wide = False
         self.done = False
 
 
@@ -97,7 +98,7 @@ class Lookup:
             if path.done:
                 continue
             # Several paths start with one query each: most values are found by then.
-            window = alpha if len(self._paths) == 1 or path.answered else 1
+            window = alpha if len(self._paths) == 1 or path.wide else 1
             good = pending = slow = 0
             for distance in path.ranked:
                 candidate = candidates[distance]
@@ -141,11 +142,12 @@ class Lookup:
             self._paths[candidate.path].waiting -= 1
         candidate.state = state
 
-    def answered(self, candidate: Candidate, closer: tuple[Contact, ...]) -> None:
-        """A peer has named peers that it says are closer."""
+    def answered(self, candidate: Candidate, closer: tuple[Contact, ...], *, found: bool = False) -> None:
+        """A peer has named peers that it says are closer. ``found``: it also had what we look for."""
         self._settle(candidate, ANSWERED)
         path = self._paths[candidate.path]
-        path.answered += 1
+        path.answered = True
+        path.wide = path.wide or not found  # on a path that delivers there is no hurry
         hops = candidate.hops + 1
         self.hops = max(self.hops, hops)
         for contact in closer[: self._params.k]:
@@ -155,7 +157,7 @@ class Lookup:
         """A query takes long: somebody else may be asked meanwhile."""
         if candidate.state == WAITING:
             self._settle(candidate, SLOW)
-            self._paths[candidate.path].answered += 1  # widens a path that waits on its first query
+            self._paths[candidate.path].wide = True
 
     def failed(self, candidate: Candidate) -> None:
         self._settle(candidate, FAILED)

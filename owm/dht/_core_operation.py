@@ -53,6 +53,7 @@ class Operation:
         "fan_out",
         "first_seen",
         "id",
+        "joins",
         "key",
         "kind",
         "limit",
@@ -91,6 +92,7 @@ class Operation:
         self.first_seen: list[Contact] = []  # peers that gave the best value
         self.providers: dict[bytes, tuple[Contact, int]] = {}  # with how many named it
         self.strangers = 0  # peers that answered and were new to the table
+        self.joins = False  # the first look at the network: the rest of the table is filled next
         self.split = False  # asks a remembered peer for a part of the network that we have lost
 
     def note_providers(self, providers: tuple[Contact, ...], cap: int) -> int:

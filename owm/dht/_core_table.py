@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from random import Random
 
+from owm.dht._core_keyspace import MAX_PREFIX_BITS
 from owm.dht._core_types import KEY_BITS, Contact, DhtParams, GroupOf
 
 __all__ = ["Entry", "RoutingTable"]
@@ -214,6 +215,10 @@ class RoutingTable:
         """Buckets deeper than this are covered by looking ourselves up."""
         full = [i for i, bucket in enumerate(self._buckets) if len(bucket) >= self._params.k // 2]
         return (full[-1] if full else 0) + 2
+
+    def thin_buckets(self) -> list[int]:
+        """The buckets that could hold more peers than they do, deepest ones left out."""
+        return [i for i, bucket in enumerate(self._buckets[:-1]) if len(bucket) < self._params.k][:MAX_PREFIX_BITS]
 
     def bucket_sizes(self) -> list[int]:
         return [len(bucket) for bucket in self._buckets]

@@ -129,7 +129,7 @@ class DhtParams:
     paths: int = 3  #: disjoint paths of get and find_providers
     quorum: int = 3  #: answers with a value after which a get ends
     query_timeout: float = 1.75
-    slow_after: float = 0.4  #: a query this old no longer holds up the window
+    slow_after: float = 0.6  #: a query this old no longer holds up the window
     lookup_timeout: float = 8.0
     table_per_group: int = 3  #: peers of one subnet group in the table (D1)
     bucket_per_group: int = 2

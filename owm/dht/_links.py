@@ -68,6 +68,8 @@ class Link:
                     nursery.start_soon(self._read, frames, nursery.cancel_scope)
                     await self._write(frames)
                     nursery.cancel_scope.cancel()
+                with trio.move_on_after(1.0):
+                    await stream.aclose()
         except* OwmError:
             pass  # the queries fail below; the core judges the peer by that
         finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -25,8 +25,8 @@ from owm.dht._links import Link, LinkEvents
 from owm.dht._peer_cache import load_peers, save_peers
 from owm.dht._validators import RecordValidator, by_namespace
 from owm.identity import PeerId
-from owm.net import FrameStream, Network, PeerConnected, Penalty, Stream, group_of, is_local
-from owm.net.errors import ProtocolViolation
+from owm.net import Connection, FrameStream, Network, PeerConnected, Penalty, Stream, group_of, is_local
+from owm.net.errors import ProtocolViolation, StreamReset
 from owm.records import SignedRecord
 
 __all__ = ["KademliaDht", "dht_protocol", "provider_key"]
@@ -65,6 +65,7 @@ class KademliaDht(Dht):
         in_region: which keys are stored and looked for in their whole region, against Sybils that crowd a key.
         idle: seconds without a query after which a stream, and a connection made only for it, is closed.
         keep: connections that are kept up regardless.
+        crowd: connections above which unused ones are closed even where others opened them.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class KademliaDht(Dht):
         in_region: Callable[[bytes], bool] | None = None,
         idle: float = 10.0,
         keep: int = 6,
+        crowd: int = 10,
     ) -> None:
         self._network = network
         self._network_id = network_id
@@ -93,6 +95,8 @@ class KademliaDht(Dht):
         self._in_region = in_region or (lambda key: False)
         self._idle = idle
         self._keep = keep
+        self._crowd = crowd
+        self._dialled: set[PeerId] = set()  # connections that are here for our queries
         self._records = RecordValidator(network_id, clock)
         groups: GroupOf = (lambda a: None if is_local(a) else group_of(a)) if devnet else group_of
         self.core = KademliaCore(
@@ -127,6 +131,7 @@ class KademliaDht(Dht):
             nursery.start_soon(self._run_timers)
             nursery.start_soon(self._watch_connections)
             nursery.start_soon(self._keep_cache)
+            nursery.start_soon(self._close_unused)
             try:
                 yield self
             finally:
@@ -141,8 +146,8 @@ class KademliaDht(Dht):
     async def bootstrap(self) -> int:
         self._note_addresses()
         seeds = [
-            Contact(bytes(connection.peer), () if connection.inbound else (connection.address,))
-            for connection in self._network.connections()
+            Contact(bytes(c.peer), c.addresses or (() if c.inbound else (c.address,)))
+            for c in self._network.connections()
         ]
         await self._finished(self.core.start_bootstrap(seeds, trio.current_time()))
         return len(self.core.table)
@@ -269,15 +274,29 @@ class KademliaDht(Dht):
         finally:
             if self._links.get(link.contact.id) is link:
                 del self._links[link.contact.id]
-        if link.dialled:
-            await self._close_unused(link.peer)
+            if link.dialled:
+                self._dialled.add(link.peer)
 
-    async def _close_unused(self, peer: PeerId) -> None:
-        """Close a connection that was made for queries only, unless few are left or others use it."""
-        connections = self._network.connections()
-        mine = next((connection for connection in connections if connection.peer == peer), None)
-        if mine is not None and len(connections) > self._keep and not mine.protected and not mine.streams:
-            await self._network.disconnect(peer)
+    async def _close_unused(self) -> None:
+        """Close connections without any stream for a while: ours above ``keep``, anybody's above ``crowd``."""
+        unused: set[PeerId] = set()
+        while True:
+            await trio.sleep(self._idle * self._random.uniform(0.4, 0.8))
+            connections = self._network.connections()
+            self._meet(connections)
+            before, unused = unused, {c.peer for c in connections if not c.streams and not c.protected}
+            self._dialled &= {c.peer for c in connections}
+            for peer in sorted(unused & before, key=lambda peer: (peer not in self._dialled, peer)):
+                # Counted anew each time, as the others close connections too.
+                if len(self._network.connections()) > (self._keep if peer in self._dialled else self._crowd):
+                    await self._network.disconnect(peer)
+
+    def _meet(self, connections: Sequence[Connection]) -> None:
+        """Foreign peers do not greet; what they say on connecting tells who serves the DHT and where."""
+        for connection in connections:
+            if self._protocol in connection.protocols and connection.addresses:
+                self.core.meet(Contact(bytes(connection.peer), connection.addresses), trio.current_time())
+        self._flush()
 
     def _answered(self, query_id: int, message: Message | None) -> None:
         self.core.receive_response(query_id, message, trio.current_time())
@@ -288,7 +307,13 @@ class KademliaDht(Dht):
         self._flush()
 
     async def _serve(self, stream: Stream) -> None:
-        """Answer the queries of one inbound stream."""
+        try:
+            await self._serve_queries(stream)
+        except StreamReset:
+            return  # the usual end: the peer has gone
+
+    async def _serve_queries(self, stream: Stream) -> None:
+        """Answer the queries of one inbound stream until it falls silent."""
         frames = FrameStream(stream, MAX_MESSAGE)
         peer = stream.remote
         greeted = False
