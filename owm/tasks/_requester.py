@@ -158,7 +158,7 @@ class TaskRequester:
         if self._nursery is None:
             raise TaskFailed("this peer is stopping")
         try:
-            body = msgspec.msgpack.decode(msgspec.msgpack.encode(body), type=Body)  # type: ignore[arg-type]
+            body = msgspec.msgpack.decode(msgspec.msgpack.encode(body), type=Body)
         except msgspec.ValidationError as error:
             raise InvalidTask(str(error)) from error
         send, receive = trio.open_memory_channel[Event](_BUFFER)
