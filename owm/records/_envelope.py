@@ -172,7 +172,7 @@ def open_record(data: bytes, network_id: str, now: float, issuer: PeerId | None 
     signed = _signed_head(network_id, payload_type) + _varint(len(payload)) + payload
     try:
         record = decoder.decode(payload)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise MalformedRecord(f"the payload is not a {cls.TYPE}: {error}") from error
     if _encode(record) != payload:
         raise NonCanonical(f"the payload of a {cls.TYPE} is not in canonical encoding")

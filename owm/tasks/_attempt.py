@@ -103,7 +103,7 @@ class Attempt:
             return await self._converse(frames, accepted, output)
         except trio.TooSlowError as error:
             raise TaskFailed("the worker did not answer in time") from error
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise WorkerFault(f"the worker sent a malformed message: {error}") from error
         finally:
             if stream is not None:

@@ -159,7 +159,7 @@ class TaskRequester:
             raise TaskFailed("this peer is stopping")
         try:
             body = msgspec.msgpack.decode(msgspec.msgpack.encode(body), type=Body)
-        except msgspec.ValidationError as error:
+        except (msgspec.ValidationError, UnicodeEncodeError, OverflowError) as error:
             raise InvalidTask(str(error)) from error
         send, receive = trio.open_memory_channel[Event](_BUFFER)
         job = _Job(body, send, TaskEvents(receive), self._clock.time())

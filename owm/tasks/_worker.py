@@ -187,7 +187,7 @@ class TaskWorker:
         except (trio.TooSlowError, NetworkError):
             stream.reset()
             return
-        except (msgspec.DecodeError, ProtocolViolation):
+        except (msgspec.DecodeError, UnicodeDecodeError, ProtocolViolation):
             self._network.penalise(stream.remote, Penalty.LOW_TOLERANCE, "malformed task offer")
             stream.reset()
             return
@@ -243,7 +243,7 @@ class TaskWorker:
             return Refused(code="sealed", message=str(error))
         try:
             sealed = _sealed.decode(plain)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             return Refused(code="invalid", message=str(error)[:512])
         body = sealed.body
         if type(body).__struct_config__.tag != offer.type:

@@ -52,8 +52,8 @@ RECORDS = st.one_of(
     st.builds(
         CapabilityManifest, sequence=_sequence, roles=st.tuples(_text), tier=_text,
         addresses=st.lists(_text, max_size=3).map(tuple), nonce=_bytes, bandwidth_mbps=st.floats(0, 1e6),
-        accelerators=st.lists(st.builds(Accelerator, model=_text, vram_mib=_count, driver=_text), max_size=2).map(tuple),
-        models=st.lists(st.builds(ServedModel, id=_text, sha256=_text, kind=_text, context=_count), max_size=2).map(tuple),
+        accelerators=st.tuples(st.builds(Accelerator, model=_text, vram_mib=_count, driver=_text)),
+        models=st.tuples(st.builds(ServedModel, id=_text, sha256=_text, kind=_text, context=_count)),
         unaudited=st.booleans(), slots=_count, log_root=_hash,
     ),
 )  # fmt: skip

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import trio
 
-from owm.net.errors import DialFailed
+from owm.identity import Identity
+from owm.net import write_frame
+from owm.net.errors import DialFailed, StreamReset
 from owm.tasks import (
     Completed,
     InferenceTask,
@@ -158,7 +160,15 @@ async def test_a_task_has_a_timeout(autojump_clock: object) -> None:
 async def test_a_task_outside_its_schema_never_reaches_a_worker(autojump_clock: object) -> None:
     """SRS-NODE-07."""
     async with world(workers=1) as made:
-        for bad in (question(0), question(10**6), question(temperature=-1.0), question(top_p=0.0), question(seed=-1)):
+        for bad in (
+            question(0),
+            question(10**6),
+            question(temperature=-1.0),
+            question(seed=2**80),
+            question(text="\ud800"),
+            question(top_p=0.0),
+            question(seed=-1),
+        ):
             with pytest.raises(InvalidTask):
                 await ask(made, bad)
         assert made.workers[0].engine.prompts == []
@@ -209,3 +219,21 @@ async def test_peers_that_are_gone_are_not_dialled_for_ever(autojump_clock: obje
             await ask(made, question())
         with pytest.raises(DialFailed):
             await made.network.connect(made.workers[0].identity.peer_id, made.workers[0].network.addresses)
+
+
+async def test_malformed_offers_are_penalised_and_never_hurt_the_worker(autojump_clock: object) -> None:
+    """SRS-NODE-07."""
+    async with world(workers=1) as made:
+        peer = made.workers[0]
+        protocol = peer.worker.protocol
+        rubbish = (b"", b"\xc1", b"\x81\xa4kind\xa5offer", b"\x81\xa4kind\xa2\xff\xfe", b"\x81" * 500)
+        for number, data in enumerate(rubbish):
+            attacker = made.hub.network(Identity(bytes([number]) * 32))
+            async with attacker.running():
+                await attacker.connect(peer.identity.peer_id, peer.network.addresses)
+                stream = await attacker.open_stream(peer.identity.peer_id, protocol)
+                await write_frame(stream, data)
+                with pytest.raises(StreamReset):
+                    await stream.receive()
+        assert peer.network.statistics().penalties["malformed task offer"] == len(rubbish)
+        assert (await ask(made, question(3)))[0] == whole(3)
