@@ -91,7 +91,9 @@ class Libp2pNetwork(Network):
         self._reach = reach
         self._keep_alive = keep_alive
         self._library = LibraryHost(identity, lambda: self.addresses, limits.max_connections)
-        self._server = StreamServer(self._library.protocols, self._library.serve, self.penalise, faults)
+        self._server = StreamServer(
+            self._library.protocols, self._library.serve, self.penalise, limits.handshake_timeout, faults
+        )
         self._connections: dict[PeerId, list[MuxedConnection]] = {}
         self._dialling: dict[PeerId, trio.Event] = {}
         self._dials_free = trio.CapacityLimiter(limits.max_dials)
@@ -330,7 +332,7 @@ class Libp2pNetwork(Network):
         if sum(len(end.streams) for end in self._connections[peer]) >= self.limits.max_streams_per_peer:
             raise StreamReset(f"too many streams are open with {peer.short}")
         stream = ends[0].open_stream(bulk=bulk)
-        await agree_on(stream, protocol)
+        await agree_on(stream, protocol, self.limits.handshake_timeout)
         stream.faults = self._faults
         return stream
 

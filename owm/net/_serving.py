@@ -17,12 +17,11 @@ from owm.net._muxed_stream import MuxedStream
 from owm.net._quota import QuotaTable, Rate
 from owm.net.errors import NetworkError, ProtocolNotSupported, StreamReset
 
-__all__ = ["NEGOTIATION_TIMEOUT", "PING", "StreamServer", "agree_on", "answer_pings"]
+__all__ = ["PING", "StreamServer", "agree_on", "answer_pings"]
 
 _log = structlog.get_logger(__name__)
 
 PING: Final = "/ipfs/ping/1.0.0"
-NEGOTIATION_TIMEOUT: Final = 10.0  #: seconds in which both sides must agree on a stream's protocol
 _POLITE: Final = 1.0
 _PING_BYTES: Final = 32
 _PING_IDLE: Final = 60.0
@@ -30,15 +29,15 @@ _PING_RATE: Final = Rate(per_second=10.0, burst=50)
 _OTHERS_STREAMS: Final = 4  # of one protocol of the library and one peer
 
 
-async def agree_on(stream: MuxedStream, protocol: str) -> None:
-    """Ask the peer for a protocol on a new stream.
+async def agree_on(stream: MuxedStream, protocol: str, timeout: float) -> None:
+    """Ask the peer for a protocol on a new stream, within ``timeout`` seconds.
 
     Raises:
         ProtocolNotSupported: it does not speak it.
         StreamReset: it broke off, does not answer, or answers nonsense.
     """
     negotiation = Proposing([protocol])
-    with trio.move_on_after(NEGOTIATION_TIMEOUT):
+    with trio.move_on_after(timeout):
         try:
             await stream.send(negotiation.begin())
             while negotiation.selected is None and not negotiation.refused:
@@ -59,7 +58,7 @@ async def agree_on(stream: MuxedStream, protocol: str) -> None:
         stream.protocol = protocol
         return
     stream.reset()
-    raise StreamReset(f"the peer did not agree on a protocol within {NEGOTIATION_TIMEOUT:g} s")
+    raise StreamReset(f"the peer did not agree on a protocol within {timeout:g} s")
 
 
 class StreamServer:
@@ -69,6 +68,7 @@ class StreamServer:
         others: the protocols that the library serves.
         serve_other: runs one of those.
         misbehaved: told when a peer breaks the rules.
+        timeout: seconds in which an opener must say what it wants.
         faults: for tests.
     """
 
@@ -77,11 +77,13 @@ class StreamServer:
         others: Collection[str],
         serve_other: Callable[[MuxedStream], Awaitable[None]],
         misbehaved: Callable[[PeerId, Penalty, str], None],
+        timeout: float,
         faults: Faults | None = None,
     ) -> None:
         self._others = others
         self._serve_other = serve_other
         self._misbehaved = misbehaved
+        self._timeout = timeout
         self._faults = faults
         self._handlers: dict[str, tuple[Handler, int]] = {}
         self._serving: Counter[tuple[PeerId, str]] = Counter()
@@ -114,7 +116,7 @@ class StreamServer:
 
     async def _agree(self, stream: MuxedStream) -> bool:
         negotiation = Listening(lambda name: name in self._handlers or name in self._others)
-        with trio.move_on_after(NEGOTIATION_TIMEOUT):
+        with trio.move_on_after(self._timeout):
             while negotiation.selected is None:
                 data = await stream.receive(4096)
                 if not data:
