@@ -311,6 +311,9 @@ class KademliaDht(Dht):
             await self._serve_queries(stream)
         except StreamReset:
             return  # the usual end: the peer has gone
+        except ProtocolViolation as error:
+            self._network.penalise(stream.remote, Penalty.LOW_TOLERANCE, f"kad-dht: {error}")
+            stream.reset()
 
     async def _serve_queries(self, stream: Stream) -> None:
         """Answer the queries of one inbound stream until it falls silent."""
@@ -326,7 +329,7 @@ class KademliaDht(Dht):
             try:
                 answer = self.core.receive_query(bytes(peer), decode_message(data), trio.current_time())
             except WireError as error:
-                raise ProtocolViolation(f"kad-dht: {error}") from error
+                raise ProtocolViolation(str(error)) from error
             except QueryRefused as refused:
                 if refused.blame:
                     excess = refused.blame == "excess"
