@@ -18,7 +18,7 @@ from owm.identity import PeerId
 
 __all__ = ["Patience", "SchedulerCore", "Want"]
 
-_DEFAULT_LATENCY = 0.2  # of a worker that was never measured, seconds
+_UNMEASURED = 0.0  # seconds: a worker that was never measured is worth a try
 _SCAN = 64  # waiters looked at beyond one that cannot be placed
 
 
@@ -165,5 +165,5 @@ class SchedulerCore:
     def _cost(self, peer: Peer) -> tuple[float, int]:
         known = max(self.in_flight[peer.id], peer.manifest.busy + peer.manifest.queued)
         load = (known + 1) / max(1, peer.manifest.slots)
-        latency = _DEFAULT_LATENCY if peer.latency is None else peer.latency
+        latency = _UNMEASURED if peer.latency is None else peer.latency
         return (max(load, 0.5) * (0.05 + latency) / max(self._weight(peer.id), 0.05), peer.manifest.base_rate_msat)

@@ -10,7 +10,6 @@ import struct
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from typing import Final, Literal, Self
 
 import msgspec
@@ -20,18 +19,18 @@ import trio
 from owm.clock import Clock
 from owm.errors import OwmError, UsageError
 from owm.identity import Identity
-from owm.model._interface import ChatMessage, Done, Engine, GenerateRequest
+from owm.model import ChatMessage, Done, Engine, GenerateRequest
 from owm.net import FrameStream, Network, Penalty, Stream
 from owm.net.errors import NetworkError, ProtocolViolation
-from owm.records import TaskReceipt, sign_record
-from owm.store import Store, TaskEntry
+from owm.records import SignedRecord, TaskReceipt, sign_record
+from owm.store import Store
 from owm.tasks._core_sealing import Binding, Opener, Sealer, worker_keys
+from owm.tasks._job import Job, WorkerLimits, WorkerStatistics
 from owm.tasks._receipts import answer_hash, countersigned, input_hash, vectors_hash
 from owm.tasks._types import (
     LOGPROB_SCALE,
     MAX_FRAME,
     Accepted,
-    Body,
     EmbedTask,
     Failed,
     Finished,
@@ -57,53 +56,6 @@ _REMEMBERED: Final = 65536
 _VECTORS_PER_FRAME: Final = 32
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerLimits:
-    """What a worker takes on."""
-
-    slots: int = 4  #: tasks that run at once
-    queue: int = 8  #: accepted tasks that may wait for a slot
-    task_timeout: float = 120.0  #: seconds for one task, however long the requester would wait
-    offer_timeout: float = 10.0  #: seconds until an opened stream must have brought its offer
-    write_timeout: float = 10.0  #: seconds a requester may take nothing before its task is dropped
-    countersign_timeout: float = 10.0  #: seconds to wait for the requester's signature
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerStatistics:
-    """The present load, and counters since start."""
-
-    slots: int
-    busy: int
-    queued: int
-    completed: int
-    failed: int
-    cancelled: int
-    refused: int
-    draining: bool
-
-
-@dataclass(slots=True, eq=False)
-class _Job:
-    """One task at work."""
-
-    offer: Offer
-    binding: Binding
-    body: Body
-    input_hash: bytes
-    frames: FrameStream
-    sealer: Sealer
-    opener: Opener
-    accepted: float
-    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    started: float | None = None
-    receipt_id: bytes | None = None
-    countersignature: bytes | None = None
-    answered: trio.Event = field(default_factory=trio.Event)
-    gone: bool = False  #: the requester left
-    torn: bool = False  #: a frame may be half sent: nothing can follow it
-
-
 class TaskWorker:
     """Serves tasks. Use as ``async with worker.running():`` inside the network's and the engine's own blocks."""
 
@@ -115,7 +67,7 @@ class TaskWorker:
         store: Store,
         network_id: str,
         clock: Clock,
-        limits: WorkerLimits = WorkerLimits(),
+        limits: WorkerLimits = WorkerLimits(),  # noqa: B008 - frozen
     ) -> None:
         self._network = network
         self._engine = engine
@@ -126,7 +78,7 @@ class TaskWorker:
         self.limits = limits
         self.protocol = f"/owm/{network_id}/task/1"
         self._slots = trio.CapacityLimiter(limits.slots)
-        self._jobs: set[_Job] = set()
+        self._jobs: set[Job] = set()
         self._reserved = 0
         self._seen: OrderedDict[tuple[bytes, bytes], None] = OrderedDict()
         self._draining = True
@@ -219,7 +171,7 @@ class TaskWorker:
         finally:
             self._jobs.discard(job)
 
-    def _judge(self, stream: Stream, frames: FrameStream, offer: Offer) -> _Job | Refused:
+    def _judge(self, stream: Stream, frames: FrameStream, offer: Offer) -> Job | Refused:
         """Everything that is checked before any work, cheapest first; takes no time."""
         now = int(self._clock.time() * 1000)
         seen = (bytes(stream.remote), offer.task)
@@ -255,9 +207,9 @@ class TaskWorker:
         if len(self._seen) > _REMEMBERED:
             self._seen.popitem(last=False)
         digest = input_hash(sealed.salt, body)
-        return _Job(offer, binding, body, digest, frames, Sealer(send_key), opener, self._clock.time())
+        return Job(offer, binding, body, digest, frames, Sealer(send_key), opener, self._clock.time())
 
-    async def _watch(self, job: _Job) -> None:
+    async def _watch(self, job: Job) -> None:
         """Notice that the requester left, or that it signed."""
         try:
             frame = await job.frames.receive()
@@ -279,7 +231,7 @@ class TaskWorker:
             if job.gone:
                 job.scope.cancel()
 
-    async def _work(self, job: _Job) -> None:
+    async def _work(self, job: Job) -> None:
         limit = min(self.limits.task_timeout, job.offer.timeout_ms / 1000)
         state, error = "failed", "engine"
         receipt: TaskReceipt | None = None
@@ -317,12 +269,12 @@ class TaskWorker:
         with trio.CancelScope(shield=True):
             await self._log(job, state, error=error)
 
-    async def _execute(self, job: _Job) -> TaskReceipt:
+    async def _execute(self, job: Job) -> TaskReceipt:
         if isinstance(job.body, EmbedTask):
             return await self._embed(job, job.body)
         return await self._generate(job, job.body)
 
-    async def _generate(self, job: _Job, body: InferenceTask) -> TaskReceipt:
+    async def _generate(self, job: Job, body: InferenceTask) -> TaskReceipt:
         request = GenerateRequest(
             messages=tuple(ChatMessage(message.role, message.content) for message in body.messages),
             model=body.model,
@@ -351,7 +303,7 @@ class TaskWorker:
         await self._finish(job, receipt, done.finish, done.model, done.template_sha256)
         return receipt
 
-    async def _embed(self, job: _Job, body: EmbedTask) -> TaskReceipt:
+    async def _embed(self, job: Job, body: EmbedTask) -> TaskReceipt:
         result = await self._engine.embed(body.texts, body.model)
         packed = [struct.pack(f"<{len(vector)}f", *vector) for vector in result.vectors]
         for start in range(0, len(packed), _VECTORS_PER_FRAME):
@@ -361,7 +313,7 @@ class TaskWorker:
         await self._finish(job, receipt, "stop", result.model, "")
         return receipt
 
-    async def _receipt(self, job: _Job, output: bytes, model: str, prompt: int, completion: int) -> TaskReceipt:
+    async def _receipt(self, job: Job, output: bytes, model: str, prompt: int, completion: int) -> TaskReceipt:
         now = self._clock.time()
         started = job.started if job.started is not None else now
         return TaskReceipt(
@@ -379,15 +331,15 @@ class TaskWorker:
             run_ms=max(0, round((now - started) * 1000)),
         )
 
-    async def _finish(self, job: _Job, receipt: TaskReceipt, finish: str, model: str, template: str) -> None:
+    async def _finish(self, job: Job, receipt: TaskReceipt, finish: str, model: str, template: str) -> None:
         """Sign, write down, and only then say so."""
         signed = sign_record(self._identity, receipt, self._network_id)
         job.receipt_id = signed.id
-        await self._log(job, "proved", receipt=receipt, envelope=signed.envelope)
+        await self._log(job, "proved", signed=signed)
         finished = Finished(finish=finish, model=model, template_sha256=template, receipt=signed.envelope)
         await self._write(job, job.sealer.seal(_encode(finished), last=True))
 
-    async def _deliver(self, job: _Job, receipt: TaskReceipt) -> None:
+    async def _deliver(self, job: Job, receipt: TaskReceipt) -> None:
         """The output is out; wait a little for the requester's signature, holding no slot."""
         self._completed += 1
         with trio.move_on_after(self.limits.countersign_timeout):
@@ -399,10 +351,10 @@ class TaskWorker:
                     entry = msgspec.structs.replace(entry, state="done", countersignature=job.countersignature)
                     await self._store.log_task(entry)
 
-    async def _send(self, job: _Job, output: Output) -> None:
+    async def _send(self, job: Job, output: Output) -> None:
         await self._write(job, job.sealer.seal(_encode(output)))
 
-    async def _write(self, job: _Job, frame: bytes) -> None:
+    async def _write(self, job: Job, frame: bytes) -> None:
         """Send, within the time that a requester may take nothing; then it counts as gone."""
         job.torn = True
         with trio.move_on_after(self.limits.write_timeout) as scope:
@@ -413,7 +365,7 @@ class TaskWorker:
             job.scope.cancel()
             await trio.lowlevel.checkpoint()
 
-    async def _fail(self, job: _Job, code: Literal["invalid", "timeout", "engine"], message: str) -> None:
+    async def _fail(self, job: Job, code: Literal["invalid", "timeout", "engine"], message: str) -> None:
         if job.torn:
             job.frames.stream.reset()
             return
@@ -424,34 +376,8 @@ class TaskWorker:
         except NetworkError as error:
             _log.debug("a failure could not be reported", error=str(error))
 
-    async def _log(
-        self,
-        job: _Job,
-        state: str,
-        *,
-        error: str = "",
-        receipt: TaskReceipt | None = None,
-        envelope: bytes | None = None,
-    ) -> None:
-        await self._store.log_task(
-            TaskEntry(
-                id=job.offer.task.hex(),
-                role="worker",
-                type=job.offer.type,
-                peer=bytes(job.binding.requester),
-                state=state,
-                input_hash=job.input_hash,
-                output_hash=receipt.output_hash if receipt else b"",
-                created=job.accepted,
-                started=job.started,
-                finished=None if state == "accepted" else self._clock.time(),
-                prompt_tokens=receipt.prompt_tokens if receipt else 0,
-                completion_tokens=receipt.completion_tokens if receipt else 0,
-                payment="due" if receipt and receipt.price_msat else "none",
-                error=error,
-                receipt=envelope,
-            )
-        )
+    async def _log(self, job: Job, state: str, *, error: str = "", signed: SignedRecord | None = None) -> None:
+        await self._store.log_task(job.entry(state, self._clock.time(), error, signed))
 
 
 class NoAnswer(OwmError):

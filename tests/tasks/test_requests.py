@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
+import msgspec
 import pytest
 import trio
 
+from owm.errors import TemporaryError, UsageError
 from owm.identity import Identity
+from owm.model import Done, GenerateRequest, Token
 from owm.net import write_frame
 from owm.net.errors import DialFailed, StreamReset
 from owm.tasks import (
@@ -237,3 +242,51 @@ async def test_malformed_offers_are_penalised_and_never_hurt_the_worker(autojump
                     await stream.receive()
         assert peer.network.statistics().penalties["malformed task offer"] == len(rubbish)
         assert (await ask(made, question(3)))[0] == whole(3)
+
+
+class LyingEngine(CountingEngine):
+    """Says that it used a model which its manifest does not list."""
+
+    async def _items(self, request: GenerateRequest) -> AsyncIterator[Token | Done]:
+        async for item in super()._items(request):
+            yield msgspec.structs.replace(item, model_sha256="ee" * 32) if isinstance(item, Done) else item
+
+
+async def test_a_proof_that_does_not_add_up_is_rejected_and_another_worker_answers(autojump_clock: object) -> None:
+    async with world() as made:
+        liar = await made.add_worker(engine=LyingEngine())
+        text, restarts = "", 0
+        async with made.requester.inference(question(5)) as events:
+            async for event in events:
+                if isinstance(event, Started) and event.attempt == 1:
+                    await made.add_worker()
+                elif isinstance(event, Restart):
+                    text, restarts = "", restarts + 1
+                    assert "model that its manifest does not list" in event.reason
+                elif isinstance(event, TokenEvent):
+                    text += event.text
+        assert isinstance(event, Completed) and event.worker != liar.identity.peer_id
+        assert (text, restarts) == (whole(5), 1)
+        assert made.scheduler.reliability.score(liar.identity.peer_id, made.clock.time()) == 0
+        assert sum(made.network.statistics().penalties.values()) == 1
+
+
+async def test_what_no_worker_could_do_is_not_tried_elsewhere(autojump_clock: object) -> None:
+    async with world(workers=2) as made:
+        for peer in made.workers:
+            peer.engine.error = UsageError("the prompt is too long")
+        with pytest.raises(InvalidTask, match="too long"):
+            await ask(made, question())
+        assert made.requester.log.size == 1
+
+
+async def test_an_engine_that_crashed_costs_the_task_one_attempt(autojump_clock: object) -> None:
+    async with world() as made:
+        broken = CountingEngine()
+        broken.error = TemporaryError("the engine died")
+        await made.add_worker(engine=broken)
+        await made.add_worker()
+        attempts = [(await ask(made, question(3)))[1].attempts for _ in range(6)]
+        failed = await made.workers[0].store.tasks(state="failed")
+        assert sum(attempts) - 6 == len(failed) >= 1
+        assert failed[0].error == "engine: the engine died"

@@ -11,7 +11,7 @@ import trio
 
 from owm.directory import Directory
 from owm.identity import Identity
-from owm.model._interface import Done, Embeddings, Engine, EngineStatistics, GenerateRequest, Token
+from owm.model import Done, Embeddings, Engine, EngineStatistics, GenerateRequest, Token
 from owm.net import MemoryHub, MemoryNetwork
 from owm.records import CapabilityManifest, ServedModel, SignedRecord, sign_record
 from owm.store import Store
