@@ -20,7 +20,7 @@ def numbered(key: bytes, value: bytes) -> Validity | None:
 
 
 def contact(number: int, address: str | None = None) -> Contact:
-    return Contact(b"peer-%05d" % number, (address or f"/ip4/10.{number >> 8}.{number & 255}.1/tcp/1",))
+    return Contact(b"peer-%05d" % number, (address or f"/ip4/10.{number & 255}.{number >> 8}.1/tcp/1",))
 
 
 class Net:

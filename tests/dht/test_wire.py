@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 
 import pytest
 from hypothesis import given
@@ -45,19 +46,15 @@ def test_what_is_written_is_read_back(message):
 
 @given(st.binary(max_size=300))
 def test_any_bytes_are_read_or_refused(data):
-    try:
-        decode_message(data)
-    except WireError:
-        pass
+    with contextlib.suppress(WireError):
+        assert isinstance(decode_message(data), Message)
 
 
 @given(messages, st.data())
 def test_a_message_cut_anywhere_is_read_or_refused(message, data):
     raw = encode_message(message)
-    try:
-        decode_message(raw[: data.draw(st.integers(0, len(raw)))])
-    except WireError:
-        pass
+    with contextlib.suppress(WireError):
+        assert isinstance(decode_message(raw[: data.draw(st.integers(0, len(raw)))]), Message)
 
 
 @given(messages, st.integers(102, 2000), st.binary(max_size=50))
@@ -86,21 +83,19 @@ def test_any_bytes_are_an_address_that_comes_back_or_refused(data):
     [
         ("/ip4/127.0.0.1/udp/1234", "047f000001910204d2"),
         ("/ip4/127.0.0.1/tcp/4321", "047f0000010610e1"),
-        (f"/ip4/127.0.0.1/tcp/4321/p2p/{PEER}", "047f0000010610e1a503221220d52ebb89d85b02a284948203a62ff28389c57c9f42beec4ec20db76a68911c0b"),
+        (f"/ip4/127.0.0.1/tcp/4321/p2p/{PEER}", "047f0000010610e1a503221220" + PEER[2:].hex()),
         ("/ip6/2001:8a0:7ac5:4201:3ac9:86ff:fe31:7095/tcp/8000", "29200108a07ac542013ac986fffe317095061f40"),
         ("/dns4/example.com/tcp/1", "360b6578616d706c652e636f6d060001"),
         ("/p2p-circuit", "a202"),
     ],
-)  # fmt: skip
+)
 def test_addresses_of_the_multiaddr_suite(text, raw):
     """Vectors of go-multiaddr's own tests."""
     assert encode_multiaddr(text).hex() == raw
     assert decode_multiaddr(bytes.fromhex(raw)) == text
 
 
-@pytest.mark.parametrize(
-    "text", ["", "ip4/1.2.3.4", "/ip4/1.2.3", "/tcp/65536", "/tcp/01", "/quic/1", "/ip4", "/onion3/a:1"]
-)
+@pytest.mark.parametrize("text", ["", "ip4/1.2.3.4", "/ip4/1.2.3", "/tcp/65536", "/tcp/01", "/x/1", "/onion3/a:1"])
 def test_bad_addresses_are_refused(text):
     with pytest.raises(ValueError, match=r".+"):
         encode_multiaddr(text)
