@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import operator
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+import structlog
 from rich.console import Console
 from rich.table import Table
 
@@ -76,6 +78,10 @@ def main(name: str, run: Callable[[bool], Sequence[Result]], argv: Sequence[str]
     parser.add_argument("--quick", action="store_true", help="take less than a minute; less exact")
     parser.add_argument("--check", action="store_true", help="exit 1 when a goal is missed")
     options = parser.parse_args(argv)
+    structlog.configure(  # the report alone belongs on standard output
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
     results = run(options.quick)
     if options.json or not sys.stdout.isatty():
         print(json.dumps({"benchmark": name, "results": [result.as_json() for result in results]}))
