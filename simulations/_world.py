@@ -1,0 +1,419 @@
+"""The simulated network: moves messages between cores, lets nodes come and go, runs the workload and judges the run."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from bisect import bisect_left
+from collections.abc import Callable
+from random import Random
+from typing import Any, Final
+
+from owm.dht._core_server import QueryRefused
+from owm.dht._core_types import Contact, DhtParams, Done, Message, SendQuery
+from owm.gossip._core import Verdict
+from owm.gossip._core_params import GossipParams, ScoreParams
+from owm.gossip._core_state import Deliver, SendRpc, Validate
+from owm.gossip._core_wire import Rpc
+from simulations._adversaries import BEHAVIOURS, Adversary
+from simulations._churn import Churn
+from simulations._engine import SECOND, EventHeap
+from simulations._links import Links
+from simulations._measure import Measurements, Sample
+from simulations._node import EPOCH, Node, validate
+from simulations._population import converge, graph_links, make_nodes
+from simulations._scenario import Event, Scenario
+from simulations._workload import Workload
+
+__all__ = ["World"]
+
+_QUERY, _RESPONSE, _RPC = 0, 1, 2
+_SAMPLE_EVERY: Final = 10.0
+_REFUSED_AFTER: Final = 50_000  # microseconds until a stopped peer's machine refuses a connection
+_TOLERANCE: Final = 2 * 3600.0
+
+
+class World:
+    """One run of a scenario with one seed."""
+
+    def __init__(self, scenario: Scenario, seed: int) -> None:
+        self.scenario = scenario
+        self.heap = EventHeap(seed)
+        self.measured = Measurements()
+        self.topic = "/owm/simulated/manifest/00"
+        self._chance = self.heap.stream("world")
+        self.nodes: list[Node] = make_nodes(scenario, self.heap.stream("population"))
+        self.honest = [node for node in self.nodes if not node.hostile]
+        regions = _regions(scenario, len(self.nodes), self.heap.stream("regions"))
+        self._links = Links(scenario.links, self.heap.stream("links"), regions)
+        self._churn = Churn(scenario.churn, self.heap.stream("churn"))
+        self._by_id = {node.contact.id: node for node in self.nodes}
+        self._dht = DhtParams(dial_back_groups=0) if scenario.dht else None
+        self._client = DhtParams(dial_back_groups=1_000_000) if scenario.dht else None
+        self._gossip = GossipParams(score=ScoreParams()) if scenario.gossip else None
+        self._waiting: dict[tuple[int, int], Callable[[Any], None]] = {}
+        self.adversary: Adversary | None = None
+        hostile = [node for node in self.nodes if node.hostile]
+        if hostile:
+            self.adversary = BEHAVIOURS[scenario.adversary.kind](self, hostile)
+        self.workload = Workload(self)
+        self._populate()
+
+    # -- the population
+
+    def _populate(self) -> None:
+        scenario = self.scenario
+        if scenario.population.converged:
+            for node in self.nodes:
+                self._come_online(node)
+            if self._dht is not None:
+                converge(self.honest, self.heap.stream("tables"), self._dht.k)
+            if self._gossip is not None:
+                for a, b in graph_links(scenario, len(self.nodes), self.heap.stream("graph")):
+                    self.link(self.nodes[a], self.nodes[b])
+        else:
+            gap = scenario.population.join_interval
+            for node in self.nodes:
+                self.heap.at(int(node.index * gap * SECOND), self._join, node)
+        if self.adversary is not None:
+            self.heap.at(0, self.adversary.start)
+        for event in scenario.events:
+            self.heap.at(int(event.at * SECOND), self._happen, event)
+        for node in self.honest[1:]:
+            self._schedule_churn(node)
+        self.heap.at(int(_SAMPLE_EVERY * SECOND), self._sample)
+        self.workload.schedule()
+
+    def _come_online(self, node: Node) -> None:
+        heap = self.heap
+        random = heap.stream(f"node:{node.index}:{node.version}")
+        params = self._dht if node.nat == "public" else self._client
+        clock = validate(lambda: EPOCH + heap.seconds + node.skew, _TOLERANCE)
+        node.start(params, self._gossip if not node.hostile else None, random, clock)
+        if node.gossip is not None:
+            self.gossip_effects(node, node.gossip.subscribe(self.topic, heap.seconds))
+            heap.at(heap.now + random.randrange(SECOND), self._beat, node, node.version)
+        if node.dht is not None and not node.hostile:
+            self.dht_effects(node)
+
+    def _join(self, node: Node) -> None:
+        """Come online knowing one peer: the first, or any that is online once the first is gone."""
+        self._come_online(node)
+        if node.index:
+            first = self.nodes[0]
+            contact = first if first.online and not first.frozen else self.random_honest(self._chance, but=node)
+            if node.dht is not None:
+                node.dht.start_bootstrap([contact.contact], self.heap.seconds)
+                self.dht_effects(node)
+            self.link(node, contact)
+            self._widen(node)
+
+    def _widen(self, node: Node) -> None:
+        """Have gossip links to as many peers as the scenario gives each node."""
+        wanted = self.scenario.population.degree
+        for _ in range(2 * wanted):
+            if len(node.links) >= wanted:
+                return
+            other = self.random_honest(self._chance, but=node)
+            if other.online and other is not node:
+                self.link(node, other)
+
+    def _leave(self, node: Node) -> None:
+        node.online = False
+        for index in list(node.links):
+            self.heap.at(self.heap.now + _REFUSED_AFTER, self._unlink, self.nodes[index], node.index)
+        node.links = {}
+
+    def _unlink(self, node: Node, gone: int) -> None:
+        if gone in node.links:
+            del node.links[gone]
+            if node.gossip is not None and node.online:
+                self.gossip_effects(node, node.gossip.peer_down(gone, self.heap.seconds))
+                self._widen(node)
+
+    def _schedule_churn(self, node: Node) -> None:
+        for up, down in self._churn.schedule(node.index):
+            self.heap.at(int(up * SECOND), self._return, node, False)
+            self.heap.at(int(down * SECOND), self._depart, node, False)
+        if self._churn.churns():
+            # The network is old when we look: what is left of a session is a part of it.
+            left = self._churn.session() * self._chance.random()
+            self.heap.at(int(left * SECOND), self._depart, node, True)
+
+    def _depart(self, node: Node, again: bool) -> None:
+        if node.online:
+            self._leave(node)
+        if again:
+            self.heap.at(self.heap.now + int(self._churn.absence() * SECOND), self._return, node, True)
+
+    def _return(self, node: Node, again: bool) -> None:
+        if not node.online:
+            remembered = node.dht.table.sample(self._chance, 8) if node.dht is not None else []
+            self._come_online(node)
+            if node.dht is not None:
+                node.dht.start_bootstrap(remembered, self.heap.seconds)
+                self.dht_effects(node)
+            self._widen(node)
+        if again:
+            self.heap.at(self.heap.now + int(self._churn.session() * SECOND), self._depart, node, True)
+
+    def _happen(self, event: Event) -> None:
+        if event.kind == "heal":
+            self._links.heal()
+            for node in self.honest:
+                if node.online:
+                    self._widen(node)
+            return
+        struck = [self.nodes[0]]
+        if not event.first:
+            struck = self._chance.sample(self.honest, int(len(self.honest) * event.share))
+        if event.kind == "partition":
+            side = [node.index for node in struck]
+            self._links.partition(side, event.one_way)
+            inside = set(side)
+            for node in self.honest:
+                for other in [i for i in node.links if (i in inside) != (node.index in inside)]:
+                    # The keep-alive gives the connection up.
+                    self.heap.at(self.heap.now + 30 * SECOND, self._unlink, node, other)
+        for node in struck:
+            if event.kind == "stop":
+                self._leave(node)
+            elif event.kind == "freeze":
+                node.frozen = True
+
+    def random_honest(self, random: Random, but: Node | None = None) -> Node:
+        """A random honest node that is online; the first node when there is none."""
+        for _ in range(64):
+            node = self.honest[random.randrange(len(self.honest))]
+            if node.online and not node.frozen and node is not but:
+                return node
+        return self.nodes[0]
+
+    def link(self, a: Node, b: Node) -> None:
+        """Connect two nodes for gossip, where NAT and partitions let them."""
+        if b.index in a.links or a is b or not (a.online and b.online) or not self.can_dial(a, b):
+            return
+        if not self._links.reachable(a.index, b.index) or not self._links.reachable(b.index, a.index):
+            return
+        now = self.heap.seconds
+        a.links[b.index] = b.links[a.index] = None
+        for node, other, outbound in ((a, b, True), (b, a, False)):
+            if node.gossip is not None:
+                group = None if not other.hostile else other.contact.addresses[0]
+                self.gossip_effects(node, node.gossip.peer_up(other.index, now, outbound=outbound, group=group))
+
+    def can_dial(self, a: Node, b: Node) -> bool:
+        """Whether ``a`` reaches ``b`` in spite of NATs; each pair of cone NATs has its own luck."""
+        if b.nat == "public":
+            return True
+        if a.nat == "public":
+            return False  # nobody tells it to call us back
+        if "symmetric" in (a.nat, b.nat):
+            return False
+        low, high = sorted((a.index, b.index))
+        return zlib.crc32(b"%d:%d" % (low, high)) / 2**32 < self.scenario.population.hole_punch
+
+    # -- messages of the DHT
+
+    def start(self, node: Node, operation: int, done: Callable[[Any], None]) -> None:
+        """Have ``done`` called with the result of an operation that was just started in the node's core."""
+        self._waiting[node.index, operation] = done
+        self.dht_effects(node)
+
+    def dht_effects(self, node: Node) -> None:
+        core = node.dht
+        if core is None:
+            return
+        effects = core.drain()
+        while effects:
+            for effect in effects:
+                if effect.__class__ is SendQuery:
+                    self.send_query(node, effect.contact, effect.query_id, effect.message)
+                elif effect.__class__ is Done:
+                    done = self._waiting.pop((node.index, effect.operation), None)
+                    if done is not None:
+                        done(effect.result)
+            effects = core.drain()
+        due = core.next_deadline()
+        if due < node.tick_at - 1e-9:
+            node.tick_at = due
+            self.heap.at(int(due * SECOND) + 1, self._tick, node, node.version, due)
+
+    def _tick(self, node: Node, version: int, due: float) -> None:
+        if node.version != version or node.tick_at != due:
+            return
+        node.tick_at = float("inf")
+        if not node.online or node.dht is None:
+            return
+        sent = node.dht.sent + node.dht.failed
+        node.dht.tick(self.heap.seconds)
+        self.dht_effects(node)
+        if node.dht.sent + node.dht.failed != sent:
+            self.heap.events += 1
+
+    def send_query(self, node: Node, contact: Contact, query_id: int, message: Message) -> None:
+        """Put a query on its way; a peer that is gone refuses at once, one that is frozen says nothing."""
+        target = self._by_id.get(contact.id)
+        if target is None or not target.online or not self.can_dial(node, target):
+            self.heap.at(self.heap.now + _REFUSED_AFTER, self._failed, node, node.version, query_id)
+            return
+        delay = self._links.delay(node.index, target.index)
+        if delay >= 0:
+            self.heap.at(self.heap.now + delay, self._query, target, node, node.version, query_id, message)
+
+    def _failed(self, node: Node, version: int, query_id: int) -> None:
+        if node.version == version and node.online and node.dht is not None:
+            node.dht.query_failed(query_id, self.heap.seconds)
+            self.dht_effects(node)
+
+    def _query(self, target: Node, node: Node, version: int, query_id: int, message: Message) -> None:
+        if not target.online or target.frozen:
+            return
+        heap = self.heap
+        heap.trace(target.index, _QUERY, zlib.crc32(message.key, message.type))
+        answer: Message | None = None
+        if target.hostile:
+            answer = self.adversary.answer(target, message) if self.adversary is not None else None
+        elif target.dht is not None:
+            try:
+                answer = target.dht.receive_query(node.contact.id, message, heap.seconds)
+            except QueryRefused:
+                return
+            self.dht_effects(target)
+        delay = self._links.delay(target.index, node.index)
+        if delay >= 0 and query_id >= 0:
+            heap.at(heap.now + delay, self._response, node, version, query_id, answer)
+
+    def _response(self, node: Node, version: int, query_id: int, answer: Message | None) -> None:
+        if node.version != version or not node.online or node.dht is None or node.hostile:
+            return
+        if answer is not None:
+            digest = zlib.crc32(answer.value or b"", answer.type)
+            for contact in answer.closer:
+                digest = (digest * 31 + (contact.key & 0xFFFFFFFF)) & 0xFFFFFFFF
+            self.heap.trace(node.index, _RESPONSE, digest)
+        node.dht.receive_response(query_id, answer, self.heap.seconds)
+        self.dht_effects(node)
+
+    # -- messages of gossip
+
+    def gossip_effects(self, node: Node, effects: list[Any]) -> None:
+        core = node.gossip
+        if core is None:
+            return
+        now = self.heap.seconds
+        while effects:
+            more: list[Any] = []
+            for effect in effects:
+                kind = effect.__class__
+                if kind is SendRpc:
+                    self.send_rpc(node.index, effect.peer, effect.rpc)
+                elif kind is Validate:
+                    message = effect.message
+                    good = not message.data.startswith(b"invalid", 16)
+                    more += core.validated(message.id, Verdict.ACCEPT if good else Verdict.REJECT, now)
+                elif kind is Deliver:
+                    self.workload.delivered(effect.message, node)
+            effects = more
+
+    def send_rpc(self, source: int, destination: int, rpc: Rpc) -> None:
+        delay = self._links.delay(source, destination)
+        if delay >= 0:
+            self.heap.at(self.heap.now + delay, self._rpc, destination, source, rpc)
+
+    def _rpc(self, destination: int, source: int, rpc: Rpc) -> None:
+        node = self.nodes[destination]
+        if not node.online or node.frozen or node.gossip is None or source not in node.links:
+            return
+        digest = len(rpc.ihave) + 7 * len(rpc.iwant) + 31 * len(rpc.graft) + 127 * len(rpc.prune)
+        for message in rpc.publish:
+            digest = zlib.crc32(message.data[:16], digest)
+        self.heap.trace(destination, _RPC, digest + 8191 * source)
+        self.gossip_effects(node, node.gossip.receive_rpc(source, rpc, self.heap.seconds))
+
+    def _beat(self, node: Node, version: int) -> None:
+        if node.version != version or not node.online or node.gossip is None:
+            return
+        effects = node.gossip.heartbeat(self.heap.seconds)
+        if effects:
+            self.heap.events += 1
+            self.gossip_effects(node, effects)
+        self.heap.at(self.heap.now + SECOND, self._beat, node, version)
+
+    # -- running and judging
+
+    def run(self, progress: Callable[[float], None] | None = None) -> None:
+        """Run to the end of the scenario."""
+        self.heap.run(int(self.scenario.duration * SECOND), progress)
+        self.workload.conclude()
+
+    def _sample(self) -> None:
+        online = [node for node in self.honest if node.online]
+        entries = live = mesh = 0
+        for node in online:
+            if node.dht is not None:
+                for contact in node.dht.table.contacts():
+                    entries += 1
+                    other = self._by_id.get(contact.id)
+                    live += other is not None and other.online and not other.hostile
+            if node.gossip is not None:
+                mesh += len(node.gossip.mesh(self.topic))
+        count = max(1, len(online))
+        self.measured.samples.append(
+            Sample(
+                time=self.heap.seconds,
+                online=len(online),
+                table_mean=entries / count,
+                table_live_share=live / entries if entries else math.nan,
+                mesh_mean=mesh / count,
+                messages=self.heap.messages,
+            )
+        )
+        # Looking at ten thousand tables takes its time: large runs look less often.
+        gap = _SAMPLE_EVERY * max(1, len(self.nodes) // 1000)
+        self.heap.at(self.heap.now + int(gap * SECOND), self._sample)
+
+    def disconnected(self) -> int:
+        """Honest nodes online whose table holds no honest node that is online."""
+        found = 0
+        for node in self.honest:
+            if node.online and not node.frozen and node.dht is not None:
+                others = (self._by_id.get(contact.id) for contact in node.dht.table.contacts())
+                found += not any(other and other.online and not other.hostile for other in others)
+        return found
+
+    def check(self, metrics: dict[str, Any]) -> dict[str, bool]:
+        """Each invariant that the scenario asks for, and whether it holds."""
+        asked = self.scenario.invariants
+
+        def least(metric: str, bound: float | None) -> bool | None:
+            return None if bound is None else (metrics.get(metric) or 0.0) >= bound
+
+        def most(metric: str, bound: float | None) -> bool | None:
+            value = metrics.get(metric)
+            return None if bound is None else value is not None and value <= bound
+
+        found = {
+            "lookup_success": least("find_peer_success", asked.lookup_success),
+            "read_success": least("get_success", asked.read_success),
+            "delivery": least("delivery", asked.delivery),
+            "lookup_p99_seconds": most("find_peer_p99_seconds", asked.lookup_p99_seconds),
+            "delivery_p99_seconds": most("delivery_p99_seconds", asked.delivery_p99_seconds),
+            "table_live_share": least("table_live_share", asked.table_live_share),
+        }
+        if asked.mean_hops_within_log2:
+            found["mean_hops_within_log2"] = most("find_peer_mean_hops", math.log2(self.scenario.nodes))
+        if asked.honest_disconnected is not None:
+            metrics["honest_disconnected"] = self.disconnected()
+            found["honest_disconnected"] = metrics["honest_disconnected"] <= asked.honest_disconnected
+        return {name: held for name, held in found.items() if held is not None}
+
+
+def _regions(scenario: Scenario, count: int, random: Random) -> list[str]:
+    shares = scenario.links.regions
+    if not shares:
+        return []
+    names = sorted(shares)
+    total = sum(shares.values())
+    bounds = [sum(shares[name] for name in names[: i + 1]) / total for i in range(len(names))]
+    return [names[min(len(names) - 1, bisect_left(bounds, random.random()))] for _ in range(count)]
