@@ -98,7 +98,10 @@ def test_what_operators_need_is_not_redacted() -> None:
     assert (found["peer"], found["tokens"], found["max_tokens"], found["public_key"]) == (str(peer), 7, 9, "12ab")
 
 
-FORGERY = '\r\n{"event": "admin logged in", "level": "info"}\n2026-01-01 [info     ] forged\x1b[2J\x1b]0;x\x07\x85\u2028\u202e'
+FORGERY = (
+    '\r\n{"event": "admin logged in", "level": "info"}\n'
+    "2026-01-01 [info     ] forged\x1b[2J\x1b]0;x\x07\x85\u2028\u202e"
+)
 
 
 @pytest.mark.attack("Z5")
