@@ -111,6 +111,7 @@ class Libp2pNetwork(Network):
         """
         listeners = await listen_tcp(self._listen)
         self._book.listening(listeners)
+        failure: Exception | None = None
         try:
             async with self._library.running(), trio.open_nursery() as nursery:
                 self._nursery = nursery
@@ -119,6 +120,8 @@ class Libp2pNetwork(Network):
                 nursery.start_soon(look_after, self, self._keep_alive)
                 try:
                     yield self
+                except Exception as error:  # noqa: BLE001 - raised below, not wrapped in a group per nursery
+                    failure = error
                 finally:
                     with trio.CancelScope(shield=True):
                         for listener in listeners:
@@ -130,6 +133,8 @@ class Libp2pNetwork(Network):
             for listener in listeners:
                 listener.socket.close()
             self._events.close()
+        if failure is not None:
+            raise failure
 
     @property
     def addresses(self) -> tuple[str, ...]:

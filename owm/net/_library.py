@@ -73,6 +73,8 @@ class LibraryHost:
             ),
         )
         swarm.auto_connector.maybe_connect = _never  # connects everybody with everybody otherwise
+        swarm.auto_connector.record_disconnect = _forget  # remembers every peer for ever otherwise
+        swarm.set_resource_manager(None)  # our own limits hold; the library's would turn away its own connections
         self._swarm = swarm
         self._host: Any = BasicHost(
             network=swarm, addrs_factory=lambda _: [multiaddr.Multiaddr(address) for address in addresses()]
@@ -239,6 +241,10 @@ class _LibraryStream(IMuxedStream):  # type: ignore[misc]  # the library is unty
 
 async def _never() -> None:
     """What the auto-connector does here."""
+
+
+def _forget(peer: object) -> None:
+    """What the auto-connector remembers here."""
 
 
 async def _never_called(stream: object) -> None:
