@@ -219,8 +219,6 @@ class Libp2pNetwork(Network):
         self._came_up(stream, secured, address, inbound=False)
         return remote
 
-    # Being dialled
-
     async def _serve_inbound(self, stream: trio.SocketStream) -> None:
         """One stranger, from accepting to the handshake's end; whatever it does concerns nobody else."""
         try:
@@ -248,21 +246,14 @@ class Libp2pNetwork(Network):
             return await trio.aclose_forcefully(stream)
         self._came_up(stream, secured, address, inbound=True)
 
-    # Connections
-
     def _came_up(self, stream: trio.abc.Stream, secured: Secured, address: str, *, inbound: bool) -> None:
         if self._nursery is None:
             raise DialFailed("the network is not running")
         now = self._clock.monotonic()
         peer = secured.remote
+        most = self.limits.max_streams_per_peer
         connection = MuxedConnection(
-            stream,
-            secured,
-            inbound=inbound,
-            address=address,
-            opened=now,
-            max_streams=self.limits.max_streams_per_peer,
-            owner=self,
+            stream, secured, inbound=inbound, address=address, opened=now, max_streams=most, owner=self
         )
         ends = self._connections.setdefault(peer, [])
         ends.append(connection)
@@ -281,7 +272,7 @@ class Libp2pNetwork(Network):
     def ended(self, connection: MuxedConnection) -> None:
         """A connection is gone; called by itself."""
         peer = connection.remote
-        self._account(connection)
+        self.account(connection)
         self._bytes_in += connection.bytes_in
         self._bytes_out += connection.bytes_out
         self._admission.closed(connection)
@@ -311,16 +302,10 @@ class Libp2pNetwork(Network):
         if self._nursery is not None and not connection.wanted:
             self._nursery.start_soon(connection.aclose, reason)
 
-    def account(self) -> None:
-        """Charge the bytes that went over the connections since last time."""
-        for connection in self.live():
-            self._account(connection)
-
-    def _account(self, connection: MuxedConnection) -> None:
-        total = connection.bytes_in + connection.bytes_out
-        if total > connection.bytes_counted:
-            self._admission.used(connection, total - connection.bytes_counted, self._clock.monotonic())
-            connection.bytes_counted = total
+    def account(self, connection: MuxedConnection) -> None:
+        """Charge the bytes that went over a connection since last time."""
+        if amount := connection.take_uncounted():
+            self._admission.used(connection, amount, self._clock.monotonic())
 
     async def _close_all(self) -> None:
         with trio.move_on_after(2 * _CLOSING):

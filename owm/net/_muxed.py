@@ -87,7 +87,6 @@ class MuxedConnection:
         self.closed = trio.Event()
         self.bytes_in = 0
         self.bytes_out = 0
-        self.bytes_counted = 0  #: of both, what the owner has charged already
         self.leaving = False  #: the peer said that it goes, or we did: no new streams
         self.wanted = False  #: closed by ourselves, on purpose
         self.ping_sent: float | None = None  #: when the ping that is under way was sent
@@ -107,6 +106,7 @@ class MuxedConnection:
         self._ping_value = 0
         self._draining = False
         self._frozen = False
+        self._counted = 0
 
     def __repr__(self) -> str:
         return f"<MuxedConnection {'from' if self.inbound else 'to'} {self.remote.short}>"
@@ -114,6 +114,12 @@ class MuxedConnection:
     @property
     def round_trip(self) -> float | None:
         return self.mux.round_trip
+
+    def take_uncounted(self) -> int:
+        """Bytes in and out since the last call."""
+        total = self.bytes_in + self.bytes_out
+        amount, self._counted = total - self._counted, total
+        return amount
 
     async def run(self) -> None:
         """Read and write until the connection ends; never raises for what the peer or the network does."""

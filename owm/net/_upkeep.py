@@ -27,7 +27,7 @@ class KeepAlive:
 
 class _Network(Protocol):
     def live(self) -> Iterator[MuxedConnection]: ...
-    def account(self) -> None: ...
+    def account(self, connection: MuxedConnection) -> None: ...
     def trim(self) -> None: ...
     def close_soon(self, connection: MuxedConnection, reason: str) -> None: ...
 
@@ -42,6 +42,7 @@ async def look_after(network: _Network, keep_alive: KeepAlive) -> None:
         live = list(network.live())
         pinged = {connection: pinged.get(connection, now) for connection in live}
         for connection in live:
+            network.account(connection)
             if connection.ping_sent is not None and now - connection.ping_sent > keep_alive.timeout:
                 connection.kill("the keep-alive timed out")
             elif now - pinged[connection] >= keep_alive.every:
@@ -52,7 +53,6 @@ async def look_after(network: _Network, keep_alive: KeepAlive) -> None:
                     stream.connection.mux.finish(stream.id)
                     stream.end_discarding()
         idle = _drop_duplicates(network, live, idle, now)
-        network.account()
         network.trim()
 
 
