@@ -54,11 +54,14 @@ class RecordStore:
             self.sweep(now)
             if self._by_holder[holder] >= params.records_per_peer:
                 return False
-        if held is not None:
-            self._drop(key)
         ttl = params.record_ttl if validity.ttl is None else min(validity.ttl, params.record_ttl)
         if ttl <= 0:
             return False
+        if held is not None:
+            held = self._items.get(key)  # unless sweeping took it
+        if held is not None:
+            holder = held.holder  # a renewal by somebody else counts for who brought it first
+            self._drop(key)
         if not self._make_room(key, len(value), now):
             return False
         self._items[key] = _Held(value, validity.sequence, now + ttl, holder)

@@ -34,7 +34,7 @@ class Entry:
 class RoutingTable:
     """Buckets of at most k peers; bucket i holds those whose key shares exactly i leading bits with ours."""
 
-    __slots__ = ("_buckets", "_groups", "_onions", "_params", "_size", "_touched", "group_of", "key")
+    __slots__ = ("_buckets", "_failing", "_groups", "_onions", "_params", "_size", "_touched", "group_of", "key")
 
     def __init__(self, key: int, params: DhtParams, group_of: GroupOf | None) -> None:
         self.key = key
@@ -44,6 +44,7 @@ class RoutingTable:
         self._touched: list[float] = []
         self._groups: Counter[str] = Counter()
         self._onions = 0
+        self._failing = 0  # entries that failed last
         self._size = 0
 
     def __len__(self) -> int:
@@ -74,7 +75,7 @@ class RoutingTable:
         bucket = self._buckets[index] if index < len(self._buckets) else {}
         if contact.key in bucket:
             return False
-        if len(bucket) >= self._params.k and not any(entry.failures for entry in bucket.values()):
+        if len(bucket) >= self._params.k and not (self._failing and any(e.failures for e in bucket.values())):
             return False
         return self._is_diverse(bucket, self.groups_of(contact))
 
@@ -103,16 +104,20 @@ class RoutingTable:
         entry = bucket.get(key)
         if entry is not None:
             entry.seen = now
-            entry.failures = 0
+            if entry.failures:
+                entry.failures = 0
+                self._failing -= 1
             if contact is not entry.contact and contact.addresses and contact.addresses != entry.contact.addresses:
                 self._move(entry, contact, bucket)
             return False
-        groups = self.groups_of(contact)
         if len(bucket) >= self._params.k:
+            if not self._failing:
+                return False
             weakest = max(bucket.values(), key=lambda e: (e.failures, -e.seen))
             if not weakest.failures:
                 return False
             self.remove(weakest.contact.key)
+        groups = self.groups_of(contact)
         if not self._is_diverse(bucket, groups):
             return False
         bucket[key] = Entry(contact, groups, now)
@@ -145,6 +150,7 @@ class RoutingTable:
         entry = self.get(key)
         if entry is None:
             return None
+        self._failing += not entry.failures
         entry.failures += 1
         if entry.failures < self._params.failures_to_evict:
             return None
@@ -157,6 +163,7 @@ class RoutingTable:
         if entry is not None:
             self._count(entry.groups, -1)
             self._size -= 1
+            self._failing -= bool(entry.failures)
 
     def nearest(self, target: int, count: int, without: int = -1) -> list[Contact]:
         """The ``count`` peers nearest to ``target``, nearest first.
