@@ -174,6 +174,8 @@ class MemoryNetwork(Network):
         if self.is_connected(target.peer_id):
             return  # another address of the race was as fast
         now = trio.current_time()
+        for network in (self, target):
+            network._trim()  # connections that were too young to go when others came may be old enough now
         if refusal := self._admission.admit(target.peer_id, address, inbound=False, now=now):
             raise DialFailed(refusal)
         if refusal := target._admission.admit(self.peer_id, self._addresses[0], inbound=True, now=now):
@@ -310,7 +312,10 @@ class MemoryNetwork(Network):
             self._dialer.succeeded(peer, now)
         if len(ends) == 1:
             self._events.publish(PeerConnected(peer, connection.inbound))
-        for extra in self._admission.to_trim(now):
+        self._trim()
+
+    def _trim(self) -> None:
+        for extra in self._admission.to_trim(trio.current_time()):
             assert isinstance(extra, MemoryConnection)
             extra.drop("trimmed: too many connections")
 

@@ -1,0 +1,131 @@
+"""Puts the API together: routes, errors, the headers that every response carries."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+from quart import Quart, Response, request
+from quart_trio import QuartTrio
+from werkzeug.exceptions import HTTPException
+
+from owm.api._access import Access
+from owm.api._backend import Backend
+from owm.api._chat import chat_routes
+from owm.api._gateway import Gateway
+from owm.api._network import network_routes
+from owm.api._openapi import openapi_routes
+from owm.api._page import page_routes
+from owm.api._problems import error_response
+from owm.api._query import query_routes
+from owm.api._streams import HttpConnection
+from owm.api.errors import ApiError
+from owm.api.keys import KeyStore
+from owm.clock import Clock, SystemClock
+from owm.config import ApiSettings
+
+__all__ = ["create_app"]
+
+_log = structlog.get_logger(__name__)
+
+_CORS_HEADERS = "Authorization, Content-Type"
+_CORS_METHODS = "GET, POST, OPTIONS"
+_KINDS = {
+    400: "bad-request",
+    404: "not-found",
+    405: "method-not-allowed",
+    408: "timed-out",
+    413: "body-too-large",
+}
+
+
+class _HttpError(ApiError):
+    """An error that the web framework found, such as an unknown path."""
+
+    def __init__(self, status: int, title: str, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.kind = _KINDS.get(status, "http-error")
+        self.title = title
+        self.openai_type = "invalid_request_error" if status < 500 else "server_error"
+
+
+class _App(QuartTrio):
+    asgi_http_class = HttpConnection
+
+
+def create_app(
+    backend: Backend,
+    settings: ApiSettings,
+    keys: KeyStore,
+    clock: Clock | None = None,
+    random_bytes: Callable[[int], bytes] = secrets.token_bytes,
+) -> Quart:
+    """The API as an ASGI app.
+
+    Args:
+        backend: where answers come from.
+        settings: limits, allowed hosts and origins.
+        keys: API keys; changes that others make to the file are noticed within a second.
+        clock: for windows, sessions and latencies.
+        random_bytes: ids, session and pseudonym keys.
+    """
+    app = _App("owm.api", static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
+    app.config["BODY_TIMEOUT"] = settings.write_timeout
+    app.config["RESPONSE_TIMEOUT"] = None  # the work has its own deadline
+    clock = clock or SystemClock()
+    access = Access(settings, keys, clock, random_bytes)
+    gateway = Gateway(backend, settings, access, clock, random_bytes)
+    for routes in (query_routes, chat_routes, network_routes, openapi_routes, page_routes):
+        app.register_blueprint(routes(gateway))
+
+    @app.before_request
+    async def guard() -> Response | None:
+        access.check_host(request)
+        origin = request.headers.get("Origin", "")
+        if request.method == "OPTIONS" and access.allows_origin(origin):
+            return Response(status=204)
+        return None
+
+    @app.after_request
+    async def finish(response: Response) -> Response:
+        headers = response.headers
+        headers.setdefault("X-OWM-Model-Version", gateway.version())
+        headers.setdefault("X-OWM-OTS-Verified", "false")
+        headers.setdefault("X-Content-Type-Options", "nosniff")
+        headers.setdefault("Referrer-Policy", "no-referrer")
+        origin = request.headers.get("Origin", "")
+        if origin and access.allows_origin(origin):
+            headers["Access-Control-Allow-Origin"] = origin
+            headers["Access-Control-Allow-Headers"] = _CORS_HEADERS
+            headers["Access-Control-Allow-Methods"] = _CORS_METHODS
+            headers["Vary"] = "Origin"
+        return response
+
+    @app.errorhandler(ApiError)
+    async def ours(error: ApiError) -> Response:
+        return error_response(error, request.path)
+
+    @app.errorhandler(HTTPException)
+    async def framework(error: Any) -> Response:
+        status = error.code or 500
+        detail = {
+            404: "there is no such path; GET /openapi.json lists what there is",
+            405: f"{request.method} is not allowed here",
+            413: f"the body may have at most {settings.max_body_bytes} bytes",
+            408: "the body did not arrive in time",
+        }.get(status, error.description or "the request cannot be served")
+        response = error_response(_HttpError(status, error.name, detail), request.path)
+        if status == 405 and getattr(error, "valid_methods", None):
+            response.headers["Allow"] = ", ".join(sorted(error.valid_methods))
+        return response
+
+    @app.errorhandler(Exception)
+    async def unexpected(error: Exception) -> Response:
+        _log.error("a request failed", path=request.path, error=repr(error), exc_info=error)
+        return error_response(ApiError("the gateway failed; its log says why"), request.path)
+
+    return app

@@ -1,0 +1,157 @@
+"""Bodies of the OpenAI dialect: what its clients send and expect. Fields that change nothing here are accepted."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+__all__ = [
+    "ChatChoice",
+    "ChatChunk",
+    "ChatCompletion",
+    "ChatCompletionRequest",
+    "ChatReply",
+    "ChatTurn",
+    "ChunkChoice",
+    "ChunkDelta",
+    "EmbeddingList",
+    "EmbeddingRequest",
+    "EmbeddingRow",
+    "ModelEntry",
+    "ModelList",
+    "TextPart",
+    "Usage",
+]
+
+_Text = Annotated[str, Meta(max_length=1_000_000)]
+
+
+class TextPart(msgspec.Struct, frozen=True):
+    """A part of a message; only text is understood."""
+
+    type: Literal["text"]
+    text: _Text
+
+
+class ChatTurn(msgspec.Struct, frozen=True):
+    """A message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: _Text | Annotated[tuple[TextPart, ...], Meta(max_length=64)]
+
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class StreamOptions(msgspec.Struct, frozen=True):
+    """How to stream."""
+
+    include_usage: bool = False
+
+
+class ChatCompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A conversation to continue."""
+
+    messages: Annotated[tuple[ChatTurn, ...], Meta(min_length=1, max_length=256)]
+    model: Annotated[str, Meta(max_length=128)] = ""
+    max_tokens: Annotated[int, Meta(ge=1, le=32_768)] | None = None
+    max_completion_tokens: Annotated[int, Meta(ge=1, le=32_768)] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] | None = None
+    stop: Annotated[str, Meta(min_length=1, max_length=256)] | Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...], Meta(max_length=4)
+    ] | None = None
+    n: Literal[1] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens, as the worker's receipt counts them."""
+
+    prompt_tokens: int
+    total_tokens: int
+    completion_tokens: int | UnsetType = UNSET
+
+
+class ChatReply(msgspec.Struct, frozen=True):
+    role: Literal["assistant"]
+    content: str
+
+
+class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):
+    index: int
+    message: ChatReply
+    finish_reason: str
+    logprobs: None = None
+
+
+class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole answer."""
+
+    id: str
+    created: int
+    model: str
+    choices: tuple[ChatChoice, ...]
+    usage: Usage
+    object: Literal["chat.completion"] = "chat.completion"
+    system_fingerprint: str | None = None
+
+
+class ChunkDelta(msgspec.Struct, frozen=True, omit_defaults=True):
+    role: str | None = None
+    content: str | None = None
+
+
+class ChunkChoice(msgspec.Struct, frozen=True, kw_only=True):
+    index: int
+    delta: ChunkDelta
+    finish_reason: str | None = None
+
+
+class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):
+    """One event of a streamed answer."""
+
+    id: str
+    created: int
+    model: str
+    choices: tuple[ChunkChoice, ...]
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    usage: Usage | UnsetType | None = UNSET
+
+
+class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    created: int
+    owned_by: str
+    object: Literal["model"] = "model"
+
+
+class ModelList(msgspec.Struct, frozen=True, kw_only=True):
+    data: tuple[ModelEntry, ...]
+    object: Literal["list"] = "list"
+
+
+class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Texts to embed."""
+
+    input: _Text | Annotated[tuple[_Text, ...], Meta(min_length=1, max_length=256)]
+    model: Annotated[str, Meta(max_length=128)] = ""
+    encoding_format: Literal["float", "base64"] | None = None
+
+
+class EmbeddingRow(msgspec.Struct, frozen=True, kw_only=True):
+    index: int
+    embedding: Any  #: a list of numbers, or their little-endian float32 in base64
+    object: Literal["embedding"] = "embedding"
+
+
+class EmbeddingList(msgspec.Struct, frozen=True, kw_only=True):
+    data: tuple[EmbeddingRow, ...]
+    model: str
+    usage: Usage
+    object: Literal["list"] = "list"

@@ -1,0 +1,161 @@
+"""The query API (SRS 4.8.2): ask, ask and watch, fetch an answer again."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import msgspec
+import trio
+from quart import Blueprint, Response, request
+from quart_trio.wrappers import TrioResponse
+
+from owm.api._access import Caller
+from owm.api._backend import Answered, AnswerEvent, Restarted, TokenText
+from owm.api._bodies import QueryRequest, QueryResponse, Restart, TokenPiece
+from owm.api._gateway import Gateway, version_of
+from owm.api._problems import problem
+from owm.api._requests import read_body
+from owm.api._streams import Sink, StreamedResponse
+from owm.api.errors import ApiError, TimedOut, WorkFailed
+from owm.model import ChatMessage, GenerateRequest
+
+__all__ = ["query_routes", "sse"]
+
+
+def query_routes(gateway: Gateway) -> Blueprint:
+    """Routes under /v1/query."""
+    routes = Blueprint("query", __name__)
+
+    async def accept(*, stream: bool) -> Response:
+        caller = await gateway.access.identify(request)
+        body = await read_body(request, QueryRequest)
+        turns = tuple(ChatMessage(turn.role, turn.content) for turn in body.context.messages)
+        messages = (*turns, ChatMessage("user", body.query))
+        gateway.check_budget(messages, "$.query")
+        gateway.charge(caller)
+        ask = GenerateRequest(messages=messages, max_tokens=gateway.limit_tokens("", body.max_tokens))
+        query = _Query(gateway, caller, ask)
+        if stream or body.stream:
+            return StreamedResponse(query.stream, request.path)
+        response = await query.collect()
+        return _json(response, version=response.model_version)
+
+    @routes.post("/v1/query")
+    async def ask() -> Response:
+        return await accept(stream=False)
+
+    @routes.post("/v1/query/stream")
+    async def ask_and_watch() -> Response:
+        return await accept(stream=True)
+
+    @routes.get("/v1/query/<query_id>")
+    async def fetch(query_id: str) -> Response:
+        caller = await gateway.access.identify(request)
+        response = gateway.results.get(caller.id, query_id, gateway.clock.monotonic())
+        return _json(response, version=response.model_version)
+
+    return routes
+
+
+class _Query:
+    """One question on its way; holds nothing outside of :meth:`collect` and :meth:`stream`."""
+
+    def __init__(self, gateway: Gateway, caller: Caller, ask: GenerateRequest) -> None:
+        self._gateway = gateway
+        self._caller = caller
+        self._ask = ask
+        self._id = gateway.new_id("qry_")
+        self._began = gateway.clock.monotonic()
+        self._pieces: list[str] = []
+        self._first_token: float | None = None
+
+    async def collect(self) -> QueryResponse:
+        """The whole answer; a worker that dies is replaced without a word."""
+        gateway = self._gateway
+        try:
+            with gateway.slot(), trio.fail_after(gateway.settings.query_timeout):
+                async with gateway.backend.answer(self._ask, timeout=gateway.settings.query_timeout) as events:
+                    async for event in events:
+                        if isinstance(event, Answered):
+                            return self._finish(event)
+                        self._note(event)
+        except trio.TooSlowError:
+            raise _too_slow(gateway) from None
+        raise WorkFailed("the answer ended before it was complete")
+
+    async def stream(self, sink: Sink) -> None:
+        """The answer as server-sent events: `token`, `restart`, and one `done` or `error` at the end."""
+        sink.set_header("X-OWM-Query-Id", self._id)
+        gateway = self._gateway
+        try:
+            with gateway.slot(), trio.fail_after(gateway.settings.query_timeout):
+                async with gateway.backend.answer(self._ask, timeout=gateway.settings.query_timeout) as events:
+                    await self._forward(events, sink)
+        except trio.TooSlowError:
+            await self._fail(sink, _too_slow(gateway))
+        except ApiError as error:
+            await self._fail(sink, error)
+
+    async def _forward(self, events: AsyncIterator[AnswerEvent], sink: Sink) -> None:
+        async for event in events:
+            if isinstance(event, Answered):
+                await sink.write(sse("done", self._finish(event)))
+                return
+            self._note(event)
+            if isinstance(event, TokenText) and event.text:
+                await sink.write(sse("token", TokenPiece(event.text)))
+            elif isinstance(event, Restarted) and sink.started:
+                await sink.write(sse("restart", Restart(event.reason)))
+        raise WorkFailed("the answer ended before it was complete")
+
+    async def _fail(self, sink: Sink, error: ApiError) -> None:
+        if not sink.started:
+            raise error
+        await sink.write(sse("error", problem(error)))
+
+    def _note(self, event: AnswerEvent) -> None:
+        if isinstance(event, TokenText) and event.text:
+            if self._first_token is None:
+                self._first_token = self._gateway.clock.monotonic()
+            self._pieces.append(event.text)
+        elif isinstance(event, Restarted):
+            self._pieces.clear()
+            self._first_token = None
+
+    def _finish(self, done: Answered) -> QueryResponse:
+        gateway = self._gateway
+        now = gateway.clock.monotonic()
+        first = self._first_token
+        response = QueryResponse(
+            query_id=self._id,
+            answer="".join(self._pieces),
+            sub_models_used=(done.model,),
+            data_sources=(),
+            confidence=None,
+            model_version=version_of(done.model_sha256),
+            ots_verified=False,
+            latency_ms=round((now - self._began) * 1000),
+            cost_sats=0,
+            worker=gateway.pseudonym(done.worker),
+            receipt_id=done.receipt_id,
+            attempts=done.attempts,
+            time_to_first_token_ms=None if first is None else round((first - self._began) * 1000),
+        )
+        gateway.results.put(self._caller.id, response, now)
+        gateway.answered += 1
+        return response
+
+
+def sse(event: str, data: msgspec.Struct) -> bytes:
+    """One server-sent event; JSON holds no line breaks, so one data line is enough."""
+    return b"event: " + event.encode() + b"\ndata: " + msgspec.json.encode(data) + b"\n\n"
+
+
+def _too_slow(gateway: Gateway) -> TimedOut:
+    return TimedOut(f"the answer was not complete after {gateway.settings.query_timeout:g} s")
+
+
+def _json(body: msgspec.Struct, version: str) -> Response:
+    response = TrioResponse(msgspec.json.encode(body), content_type="application/json")
+    response.headers["X-OWM-Model-Version"] = version
+    return response

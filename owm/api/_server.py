@@ -1,0 +1,235 @@
+"""Serves the app with hypercorn's HTTP/1.1 on trio, with the deadlines that hypercorn leaves open.
+
+hypercorn shields its writes from cancellation, so a client that stops reading would hold its request for ever. Here
+every write has a deadline inside the shield, the kernel gives up on a peer whose window stays shut, and the send buffer
+is small enough that an answer cannot hide in it. HTTP/2 is not offered: its flow control would let a client stall a
+stream above the socket, where no write deadline sees it. A client that pipelines requests is served the first one.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import structlog
+import trio
+from hypercorn.config import Config
+from hypercorn.events import Closed, RawData
+from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.trio.task_group import TaskGroup
+from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState
+from hypercorn.utils import parse_socket_addr, wrap_app
+from quart import Quart
+
+from owm.config import ApiSettings
+
+__all__ = ["serve"]
+
+_SEND_BUFFER = 32 * 1024  #: bytes that the kernel keeps for a client
+_KEEP_ALIVE = 30.0  #: seconds for the next request's head to arrive complete
+_log = structlog.get_logger(__name__)
+
+
+@asynccontextmanager
+async def serve(app: Quart, settings: ApiSettings, *, grace: float = 10.0) -> AsyncIterator[str]:
+    """Serve the app inside the block.
+
+    Leaving the block closes the listener, lets requests in work finish for up to ``grace`` seconds and cancels the
+    rest. Cancelling it cancels all at once.
+
+    Args:
+        app: from ``create_app``.
+        settings: host and port (0 lets the system choose), write deadline, bounds.
+        grace: seconds for what runs at the end.
+
+    Yields:
+        The URL to reach it under.
+
+    Raises:
+        OSError: the address cannot be bound.
+    """
+    listeners = await trio.open_tcp_listeners(settings.port, host=settings.host, backlog=1024)
+    for extra in listeners[1:]:
+        await extra.aclose()
+    listener = listeners[0]
+    port = listener.socket.getsockname()[1]
+    server = _Server(app, settings)
+    try:
+        async with trio.open_nursery() as connections:
+            async with trio.open_nursery() as accepting:
+                accepting.start_soon(
+                    partial(trio.serve_listeners, server.handle, [listener], handler_nursery=connections)
+                )
+                try:
+                    yield _url(settings.host, port)
+                finally:
+                    accepting.cancel_scope.cancel()
+            await server.context.terminated.set()
+            connections.cancel_scope.deadline = trio.current_time() + grace
+    finally:
+        with trio.CancelScope(shield=True):
+            await listener.aclose()
+
+
+class _Server:
+    def __init__(self, app: Quart, settings: ApiSettings) -> None:
+        self._settings = settings
+        self._config = Config()
+        self._config.accesslog = None
+        self._config.errorlog = None
+        self._config.include_server_header = False
+        self._config.keep_alive_timeout = _KEEP_ALIVE
+        self._config.h11_max_incomplete_size = 16 * 1024
+        self._app = wrap_app(app, self._config.wsgi_max_body_size, "asgi")
+        self.context = WorkerContext(None)
+        self._connections = 0
+        # Requests have their own bound, with a proper answer; beyond this not even that is affordable.
+        self._max_connections = settings.max_concurrent * 2 + 64
+
+    async def handle(self, stream: trio.SocketStream) -> None:
+        if self._connections >= self._max_connections:
+            _abort(stream)
+            return
+        self._connections += 1
+        try:
+            guarded = _GuardedStream(stream, self._settings.write_timeout)
+            await _Connection(self._app, self._config, self.context, guarded).run()
+        except Exception as error:  # noqa: BLE001 - one connection must never end the gateway
+            _log.error("connection failed", error=type(error).__name__)
+        finally:
+            self._connections -= 1
+
+
+class _GuardedStream:
+    """A socket stream on which no write takes longer than the deadline; past it the connection is reset."""
+
+    def __init__(self, stream: trio.SocketStream, write_timeout: float) -> None:
+        self._stream = stream
+        self._write_timeout = write_timeout
+        self.socket = stream.socket
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            # Also covers what was written and never fetched, after the request has ended.
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(write_timeout * 1000))
+
+    async def send_all(self, data: bytes) -> None:
+        with trio.move_on_after(self._write_timeout) as deadline:
+            await self._stream.send_all(data)
+        if deadline.cancelled_caught:
+            _abort(self._stream)
+            raise trio.BrokenResourceError("the client stopped reading")
+
+    async def receive_some(self, max_bytes: int) -> bytes:
+        return bytes(await self._stream.receive_some(max_bytes))
+
+    async def send_eof(self) -> None:
+        await self._stream.send_eof()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+class _Connection(TCPServer):  # type: ignore[misc]
+    """One client."""
+
+    def __init__(self, app: Any, config: Config, context: WorkerContext, stream: _GuardedStream) -> None:
+        super().__init__(app, config, context, ConnectionState({}), stream)
+        self._reading = trio.CancelScope()
+
+    async def run(self) -> None:
+        try:
+            raw = self.stream.socket
+            client = parse_socket_addr(raw.family, raw.getpeername())
+            server = parse_socket_addr(raw.family, raw.getsockname())
+            async with TaskGroup() as task_group:
+                self._task_group = task_group
+                self.protocol = _Http11(
+                    self.app, self.config, self.context, task_group, self.state, False, client, server,
+                    self.protocol_send,
+                )  # fmt: skip
+                await self.idle_task.restart(task_group, self._idle_timeout)
+                await self._read_data()
+                await self.idle_task.stop()
+        except OSError:
+            pass  # the client is gone
+        finally:
+            await self._close()
+
+    async def protocol_send(self, event: Any) -> None:
+        await super().protocol_send(event)
+        if isinstance(event, Closed):
+            # The reader may wait for an app that no longer takes the body; nothing it reads matters now.
+            self._reading.cancel()
+
+    async def _read_data(self) -> None:
+        with self._reading:
+            while True:
+                try:
+                    data = await self.stream.receive_some(MAX_RECV)
+                except (trio.ClosedResourceError, trio.BrokenResourceError):
+                    break
+                if not data:
+                    break  # a half-closed connection counts as gone: nobody could tell it from a dead one
+                await self.protocol.handle(RawData(data))
+        await self.protocol.handle(Closed())
+
+
+class _Pipelined(Exception):  # noqa: N818 - a signal, not a failure
+    """The client sent more before its first request was answered."""
+
+
+class _NoReading:
+    """Stands where hypercorn waits for the response before it reads on, blind to the client's leaving."""
+
+    async def clear(self) -> None:
+        raise _Pipelined
+
+    async def set(self) -> None:
+        pass
+
+    async def wait(self) -> None:
+        raise _Pipelined
+
+
+class _Http11(H11Protocol):  # type: ignore[misc]
+    """HTTP/1.1 and nothing else; one request at a time."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.can_read = _NoReading()
+        self._pipelined = False
+
+    async def handle(self, event: Any) -> None:
+        if self._pipelined and isinstance(event, RawData):
+            return  # dropped unread; the connection closes after the answer
+        try:
+            await super().handle(event)
+        except _Pipelined:
+            self._pipelined = True
+
+    async def _check_protocol(self, event: Any) -> None:
+        """No upgrade to HTTP/2."""
+
+    async def _maybe_recycle(self) -> None:
+        if self._pipelined:
+            await self._close_stream()
+            await self.send(Closed())
+        else:
+            await super()._maybe_recycle()
+
+
+def _abort(stream: trio.SocketStream) -> None:
+    """Reset the connection: nothing that is still buffered is kept for the client."""
+    stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    stream.socket.close()
+
+
+def _url(host: str, port: int) -> str:
+    shown = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - shown, not bound
+    return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"

@@ -1,0 +1,181 @@
+"""Peer scores: P1 to P7 of GossipSub v1.1, per peer, recomputed each heartbeat or when a peer misbehaves."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable
+from typing import Generic, TypeVar
+
+from owm.gossip._core_params import ScoreParams, TopicScoreParams
+
+__all__ = ["PeerScore", "Scores"]
+
+P = TypeVar("P", bound=Hashable)
+
+
+class TopicScore:
+    """Counters of one peer on one topic."""
+
+    __slots__ = ("first", "grafted", "invalid", "mesh", "mesh_failure", "params")
+
+    def __init__(self, params: TopicScoreParams) -> None:
+        self.params = params
+        self.grafted: float | None = None  #: when the peer entered our mesh
+        self.first = 0.0
+        self.mesh = 0.0
+        self.mesh_failure = 0.0
+        self.invalid = 0.0
+
+    def value(self, now: float) -> float:
+        p = self.params
+        total = p.first_deliveries_weight * self.first
+        if self.grafted is not None:
+            total += p.time_in_mesh_weight * min((now - self.grafted) / p.time_in_mesh_quantum, p.time_in_mesh_cap)
+            total += p.mesh_deliveries_weight * self.deficit(now) ** 2
+        total += p.mesh_failure_weight * self.mesh_failure
+        total += p.invalid_weight * self.invalid * self.invalid
+        return total * p.weight
+
+    def deficit(self, now: float) -> float:
+        p = self.params
+        if not p.mesh_deliveries_weight or self.grafted is None or now - self.grafted < p.mesh_deliveries_activation:
+            return 0.0
+        return max(0.0, p.mesh_deliveries_threshold - self.mesh)
+
+    def decay(self, zero: float) -> bool:
+        """One heartbeat's decay; whether anything is left to remember."""
+        p = self.params
+        self.first = _decayed(self.first, p.first_deliveries_decay, zero)
+        self.mesh = _decayed(self.mesh, p.mesh_deliveries_decay, zero)
+        self.mesh_failure = _decayed(self.mesh_failure, p.mesh_failure_decay, zero)
+        self.invalid = _decayed(self.invalid, p.invalid_decay, zero)
+        return bool(self.grafted is not None or self.first or self.mesh or self.mesh_failure or self.invalid)
+
+
+def _decayed(value: float, factor: float, zero: float) -> float:
+    value *= factor
+    return value if value >= zero else 0.0
+
+
+class PeerScore:
+    """One peer's counters; ``value`` is the score as of the last look."""
+
+    __slots__ = ("application", "behaviour", "group", "topics", "value")
+
+    def __init__(self, group: Hashable) -> None:
+        self.group = group
+        self.topics: dict[str, TopicScore] = {}
+        self.behaviour = 0.0
+        self.application = 0.0
+        self.value = 0.0
+
+
+class Scores(Generic[P]):
+    """The scores of all peers, with those of peers that left badly (G8)."""
+
+    __slots__ = ("_groups", "_params", "_peers", "_retained")
+
+    def __init__(self, params: ScoreParams) -> None:
+        self._params = params
+        self._peers: dict[P, PeerScore] = {}
+        self._retained: dict[P, tuple[float, PeerScore]] = {}  # by time of leaving
+        self._groups: Counter[Hashable] = Counter()
+
+    def add(self, peer: P, group: Hashable, now: float) -> PeerScore:
+        """A peer came; ``group`` is its subnet, None when that does not matter."""
+        retained = self._retained.pop(peer, None)
+        score = PeerScore(group) if retained is None else retained[1]
+        score.group = group
+        if group is not None:
+            self._groups[group] += 1
+        self._peers[peer] = score
+        self.refresh(score, now)
+        return score
+
+    def remove(self, peer: P, now: float) -> None:
+        """A peer left; good conduct is forgotten, the rest is kept for a while."""
+        score = self._peers.pop(peer, None)
+        if score is None:
+            return
+        if score.group is not None:
+            self._groups[score.group] -= 1
+            if not self._groups[score.group]:
+                del self._groups[score.group]
+        for topic in score.topics.values():
+            self._leave_mesh(topic, now)
+            topic.first = 0.0
+        self.refresh(score, now)
+        if score.value < 0:
+            self._retained[peer] = (now, score)
+            if len(self._retained) > self._params.retain_max:
+                del self._retained[next(iter(self._retained))]
+
+    def topic(self, score: PeerScore, topic: str) -> TopicScore:
+        found = score.topics.get(topic)
+        if found is None:
+            params = self._params.topics.get(topic, self._params.topic)
+            found = score.topics[topic] = TopicScore(params)
+        return found
+
+    def grafted(self, score: PeerScore, topic: str, now: float) -> None:
+        self.topic(score, topic).grafted = now
+
+    def pruned(self, score: PeerScore, topic: str, now: float) -> None:
+        self._leave_mesh(self.topic(score, topic), now)
+
+    def first_delivery(self, score: PeerScore, topic: str) -> None:
+        counters = self.topic(score, topic)
+        counters.first = min(counters.first + 1, counters.params.first_deliveries_cap)
+        self.mesh_delivery(score, topic)
+
+    def mesh_delivery(self, score: PeerScore, topic: str) -> None:
+        counters = self.topic(score, topic)
+        if counters.grafted is not None:
+            counters.mesh = min(counters.mesh + 1, counters.params.mesh_deliveries_cap)
+
+    def invalid(self, score: PeerScore, topic: str, now: float) -> None:
+        self.topic(score, topic).invalid += 1
+        self.refresh(score, now)
+
+    def misbehaved(self, score: PeerScore, amount: float, now: float) -> None:
+        score.behaviour += amount
+        self.refresh(score, now)
+
+    def refresh(self, score: PeerScore, now: float) -> None:
+        """Recompute ``score.value``."""
+        p = self._params
+        total = 0.0
+        for topic in score.topics.values():
+            total += topic.value(now)
+        total = min(total, p.topic_cap) + p.application_weight * score.application
+        if score.group is not None and p.colocation_weight:
+            surplus = self._groups[score.group] - p.colocation_threshold
+            if surplus > 0:
+                total += p.colocation_weight * surplus * surplus
+        excess = score.behaviour - p.behaviour_threshold
+        if excess > 0:
+            total += p.behaviour_weight * excess * excess
+        score.value = total
+
+    def heartbeat(self, now: float) -> None:
+        """Decay every counter, recompute every score, forget what is long over."""
+        zero = self._params.decay_to_zero
+        for score in self._peers.values():
+            if score.topics or score.behaviour or score.group is not None:
+                self._decay(score, zero)
+                self.refresh(score, now)
+        for peer, (left, score) in list(self._retained.items()):
+            self._decay(score, zero)
+            if now - left > self._params.retain or not (score.topics or score.behaviour):
+                del self._retained[peer]
+
+    def _decay(self, score: PeerScore, zero: float) -> None:
+        score.behaviour = _decayed(score.behaviour, self._params.behaviour_decay, zero)
+        empty = [name for name, topic in score.topics.items() if not topic.decay(zero)]
+        for name in empty:
+            del score.topics[name]
+
+    @staticmethod
+    def _leave_mesh(topic: TopicScore, now: float) -> None:
+        topic.mesh_failure += topic.deficit(now) ** 2
+        topic.grafted = None

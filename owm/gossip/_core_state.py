@@ -1,0 +1,185 @@
+"""What the parts of the GossipSub core share: peers, topics, and the effects that they ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from enum import IntEnum
+from random import Random
+from typing import Generic, TypeVar
+
+from owm.gossip._core_cache import MessageCache, SeenCache
+from owm.gossip._core_params import GossipParams
+from owm.gossip._core_score import PeerScore, Scores
+from owm.gossip._core_wire import Message, Prune, Rpc
+
+__all__ = ["Deliver", "Effect", "Exchange", "Peer", "Penalise", "Priority", "SendRpc", "State", "Topic", "Validate"]
+
+P = TypeVar("P", bound=Hashable)
+
+
+class Priority(IntEnum):
+    """What may be dropped first when a peer is slow: the highest number."""
+
+    OWN = 0  #: our own messages and subscriptions
+    CONTROL = 1  #: GRAFT and PRUNE
+    FORWARD = 2  #: messages of others
+    GOSSIP = 3  #: IHAVE, IWANT, IDONTWANT
+
+
+class SendRpc(Generic[P]):
+    """Send ``rpc`` to ``peer``; one Rpc may be in many effects and encodes once."""
+
+    __slots__ = ("peer", "priority", "rpc")
+
+    def __init__(self, peer: P, rpc: Rpc, priority: Priority) -> None:
+        self.peer = peer
+        self.rpc = rpc
+        self.priority = priority
+
+
+class Validate(Generic[P]):
+    """Judge a message and call ``validated``; it came from ``peer``."""
+
+    __slots__ = ("message", "peer")
+
+    def __init__(self, peer: P, message: Message) -> None:
+        self.peer = peer
+        self.message = message
+
+
+class Deliver(Generic[P]):
+    """Hand an accepted message to the topic's subscribers."""
+
+    __slots__ = ("message", "peer")
+
+    def __init__(self, peer: P, message: Message) -> None:
+        self.peer = peer
+        self.message = message
+
+
+@dataclass(frozen=True, slots=True)
+class Penalise(Generic[P]):
+    """A peer's score fell below the graylist threshold, or it broke the protocol."""
+
+    peer: P
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A well-behaved peer told us of others: pairs of peer id and signed peer record, both unchecked."""
+
+    peers: tuple[tuple[bytes, bytes], ...]
+
+
+Effect = SendRpc[P] | Validate[P] | Deliver[P] | Penalise[P] | Exchange
+
+
+class Peer(Generic[P]):
+    """A connected peer."""
+
+    __slots__ = (
+        "asked",
+        "budget",
+        "dont_want",
+        "grayed",
+        "id",
+        "idontwant",
+        "ihaves",
+        "outbound",
+        "score",
+        "served",
+        "topics",
+    )
+
+    def __init__(self, id_: P, outbound: bool, idontwant: bool, score: PeerScore) -> None:
+        self.id = id_
+        self.outbound = outbound  #: we dialled it: harder for an attacker to arrange
+        self.idontwant = idontwant  #: it speaks v1.2
+        self.score = score
+        self.topics: set[str] = set()
+        self.ihaves = 0  # IHAVE messages taken since the heartbeat
+        self.asked = 0  # ids asked for since the heartbeat
+        self.served = 0  # ids answered since the heartbeat
+        self.budget = float("-inf")  # GCRA: when the validation budget is whole again
+        self.dont_want: dict[bytes, int] = {}  # id -> heartbeat at which it is forgotten
+        self.grayed = False
+
+
+class Topic(Generic[P]):
+    """A topic that we or a peer know of. Peers are kept in dicts for their order: runs must repeat."""
+
+    __slots__ = ("backoff", "fanout", "fanout_until", "mesh", "name", "peers", "subscribed")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.subscribed = False
+        self.peers: dict[P, Peer[P]] = {}  #: that are subscribed
+        self.mesh: dict[P, Peer[P]] = {}
+        self.fanout: dict[P, Peer[P]] = {}
+        self.fanout_until = 0.0
+        self.backoff: dict[P, float] = {}  #: until when not to graft whom
+
+
+class State(Generic[P]):
+    """The data of one core. Only the core's parts write to it."""
+
+    __slots__ = (
+        "cache",
+        "effects",
+        "params",
+        "peer_record",
+        "peers",
+        "random",
+        "scores",
+        "seen",
+        "tick",
+        "topics",
+    )
+
+    def __init__(self, params: GossipParams, random: Random, peer_record: Callable[[P], bytes | None] | None) -> None:
+        self.params = params
+        self.random = random
+        self.peer_record = peer_record
+        self.peers: dict[P, Peer[P]] = {}
+        self.topics: dict[str, Topic[P]] = {}
+        self.scores: Scores[P] = Scores(params.score)
+        self.seen = SeenCache(params.seen_ttl, params.max_seen)
+        self.cache = MessageCache(params.history, params.max_cached)
+        self.effects: list[Effect[P]] = []
+        self.tick = 0
+
+    def topic(self, name: str) -> Topic[P]:
+        found = self.topics.get(name)
+        if found is None:
+            found = self.topics[name] = Topic(name)
+        return found
+
+    def forget_if_unused(self, topic: Topic[P]) -> None:
+        if not (topic.subscribed or topic.peers or topic.fanout or topic.backoff):
+            self.topics.pop(topic.name, None)
+
+    def send(self, peer: P, rpc: Rpc, priority: Priority) -> None:
+        self.effects.append(SendRpc(peer, rpc, priority))
+
+    def send_prunes(self, peer: P, prunes: list[Prune]) -> None:
+        if prunes:
+            self.send(peer, Rpc(prune=tuple(prunes)), Priority.CONTROL)
+
+    def misbehaved(self, peer: Peer[P], reason: str, now: float, amount: float = 1.0) -> None:
+        """Count a broken rule (P7)."""
+        self.scores.misbehaved(peer.score, amount, now)
+        self.check_gray(peer, reason)
+
+    def check_gray(self, peer: Peer[P], reason: str) -> None:
+        """Tell once when a peer falls below the graylist threshold."""
+        if peer.score.value >= self.params.score.graylist_threshold:
+            peer.grayed = False
+        elif not peer.grayed:
+            peer.grayed = True
+            self.effects.append(Penalise(peer.id, reason))
+
+    def drain(self) -> list[Effect[P]]:
+        effects, self.effects = self.effects, []
+        return effects

@@ -1,0 +1,188 @@
+"""Manifests over sharded topics, so that a worker's traffic does not grow with the network.
+
+A manifest travels on one of 16 topics, chosen by its issuer's peer id. Every peer relays two of them, chosen by its
+own id; peers that schedule work subscribe to all. Subscribers provide ``topic:<shard>`` in the DHT, and each publisher
+keeps links to three subscribers of its shard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from random import Random
+from typing import Final, Self
+
+import structlog
+import trio
+
+from owm.dht import Dht
+from owm.gossip._interface import Received, Validation
+from owm.gossip._service import GossipService
+from owm.identity import PeerId
+from owm.net import Network
+from owm.net.errors import NetworkError
+from owm.records import CapabilityManifest, SignedRecord
+
+__all__ = ["SHARDS", "ManifestTopics", "shard_of"]
+
+_log = structlog.get_logger(__name__)
+
+SHARDS: Final = 16
+_LINKS: Final = 3
+_KEEP_LINKS_EVERY: Final = 20.0
+_FIRST_LINKS_AFTER: Final = 1.0
+_DIAL_SECONDS: Final = 10.0
+_BACKLOG: Final = 4096
+_TAG: Final = "manifest-shard"
+
+
+def shard_of(peer: PeerId) -> int:
+    """The shard that a peer's manifests travel on: by the last byte of its id, which is evenly spread."""
+    return peer[-1] % SHARDS
+
+
+def _relayed(peer: PeerId) -> tuple[int, int]:
+    first = peer[-2] % SHARDS
+    return first, (first + 1 + peer[-3] % (SHARDS - 1)) % SHARDS
+
+
+class ManifestTopics:
+    """Publishes our manifest, relays two shards, and gives the whole view to those who want it.
+
+    Args:
+        relay: whether to relay; onion and low-bandwidth peers may leave it to others.
+    """
+
+    def __init__(
+        self,
+        gossip: GossipService,
+        dht: Dht,
+        network: Network,
+        network_id: str,
+        random: Random,
+        *,
+        relay: bool = True,
+    ) -> None:
+        self._gossip = gossip
+        self._dht = dht
+        self._network = network
+        self._random = random
+        self._relays = _relayed(network.peer_id) if relay else ()
+        self._topics = tuple(f"/owm/{network_id}/manifest/{shard:02x}" for shard in range(SHARDS))
+        self._own = shard_of(network.peer_id)
+        self._subscribed_all = False
+        self._current: Callable[[], Iterable[SignedRecord]] = tuple
+        self._relayed: dict[PeerId, SignedRecord] = {}
+        self._linked: set[PeerId] = set()
+        self._nursery: trio.Nursery | None = None
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Self]:
+        """Relay and keep links until the block ends."""
+        for shard in self._relays:
+            self._gossip.relay(self._topics[shard], self._validator(shard))
+            self._gossip.register_current(self._topics[shard], partial(self._known, shard))
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._provide)
+            nursery.start_soon(self._keep_links)
+            try:
+                yield self
+            finally:
+                self._nursery = None
+                nursery.cancel_scope.cancel()
+
+    def set_current(self, current: Callable[[], Iterable[SignedRecord]]) -> None:
+        """Say which manifests we hold, for peers that have just subscribed and fetch them all."""
+        self._current = current
+
+    async def publish(self, record: SignedRecord) -> int:
+        """Send our manifest to its shard; returns the peers that it was sent to at once."""
+        self._relayed[record.issuer] = record
+        return await self._gossip.publish(self._topics[self._own], record)
+
+    async def subscribe_all(self) -> trio.MemoryReceiveChannel[Received]:
+        """Every manifest of the network, as it arrives; the present ones are fetched first. Needs :meth:`running`."""
+        if self._nursery is None:
+            raise RuntimeError("enter running() first")
+        send, receive = trio.open_memory_channel[Received](_BACKLOG)
+        self._subscribed_all = True
+        for shard in range(SHARDS):
+            validator = None if shard in self._relays else self._validator(shard)  # one each, or all is known twice
+            channel = self._gossip.subscribe(self._topics[shard], validator)
+            self._gossip.register_current(self._topics[shard], partial(self._known, shard))
+            self._nursery.start_soon(self._merge, channel, send)
+        self._nursery.start_soon(self._provide)
+        return receive
+
+    async def _merge(self, channel: trio.MemoryReceiveChannel[Received], out: trio.MemorySendChannel[Received]) -> None:
+        async for received in channel:
+            await out.send(received)
+
+    def _validator(self, shard: int) -> Callable[[SignedRecord, PeerId], Validation]:
+        def validate(record: SignedRecord, _forwarder: PeerId) -> Validation:
+            if not isinstance(record.record, CapabilityManifest) or shard_of(record.issuer) != shard:
+                return Validation.REJECT
+            known = self._relayed.get(record.issuer)
+            if known is not None and known.sequence >= record.sequence:
+                return Validation.IGNORE
+            self._relayed[record.issuer] = record
+            if len(self._relayed) > _BACKLOG:
+                del self._relayed[next(iter(self._relayed))]
+            return Validation.ACCEPT
+
+        return validate
+
+    def _known(self, shard: int) -> Sequence[SignedRecord]:
+        """The manifests of a shard that we would pass on: ours, relayed ones, and the directory's."""
+        found = {peer: record for peer, record in self._relayed.items() if shard_of(peer) == shard}
+        for record in self._current():
+            if shard_of(record.issuer) == shard:
+                known = found.get(record.issuer)
+                if known is None or known.sequence < record.sequence:
+                    found[record.issuer] = record
+        return list(found.values())
+
+    async def _provide(self) -> None:
+        for shard in range(SHARDS) if self._subscribed_all else self._relays:
+            await self._dht.provide(_key(self._topics[shard]))
+
+    async def _keep_links(self) -> None:
+        """Stay connected to three subscribers of our shard; a subscriber that vanishes is replaced."""
+        await trio.sleep(_FIRST_LINKS_AFTER)
+        while True:
+            await self._link()
+            await trio.sleep(_KEEP_LINKS_EVERY * self._random.uniform(0.75, 1.25))
+
+    async def _link(self) -> None:
+        topic = self._topics[self._own]
+        for peer in [peer for peer in self._linked if not self._network.is_connected(peer)]:
+            self._linked.discard(peer)
+            self._network.protect(peer, _TAG, protected=False)
+        subscribed = [peer for peer in self._gossip.core.subscribers(topic) if self._network.is_connected(peer)]
+        for peer in subscribed:
+            if len(self._linked) < _LINKS and peer not in self._linked:
+                self._keep(peer)
+        if len(self._linked) >= _LINKS:
+            return
+        for provider in await self._dht.find_providers(_key(topic), 4 * _LINKS):
+            if len(self._linked) >= _LINKS:
+                return
+            if provider.peer == self._network.peer_id or provider.peer in self._linked:
+                continue
+            try:
+                with trio.move_on_after(_DIAL_SECONDS) as scope:
+                    await self._network.connect(provider.peer, provider.addresses)
+                if not scope.cancelled_caught:
+                    self._keep(provider.peer)
+            except NetworkError as error:
+                _log.debug("cannot link to a subscriber", peer=provider.peer.short, reason=str(error))
+
+    def _keep(self, peer: PeerId) -> None:
+        self._linked.add(peer)
+        self._network.protect(peer, _TAG)
+
+
+def _key(topic: str) -> bytes:
+    return f"topic:{topic}".encode()

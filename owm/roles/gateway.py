@@ -1,0 +1,208 @@
+"""The gateway role: requests work on behalf of the public, through the HTTP API."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from owm.api import (
+    Answered,
+    AnswerEvent,
+    ApiError,
+    BadRequest,
+    Busy,
+    NetworkStatistics,
+    NodeInfo,
+    NoWorker,
+    PromptTooLarge,
+    Restarted,
+    Started,
+    TimedOut,
+    TokenText,
+    WorkFailed,
+)
+from owm.clock import Clock
+from owm.config import Constitution
+from owm.directory import Directory
+from owm.errors import OwmError
+from owm.model import Embeddings, GenerateRequest
+from owm.net import Network
+from owm.records import ServedModel, SignedRecord, TaskReceipt
+from owm.tasks import (
+    Completed,
+    InferenceTask,
+    Message,
+    Restart,
+    TaskEvents,
+    TaskRequester,
+    TokenEvent,
+)
+from owm.tasks import Started as TaskStarted
+from owm.tasks.errors import ConsumerTooSlow, InvalidTask, NoWorkers, TaskFailed, TooManyTasks
+
+__all__ = ["NetworkBackend"]
+
+
+@dataclass
+class _Counters:
+    running: int = 0
+    completed: int = 0
+    failed: int = 0
+    reassigned: int = 0
+
+
+class NetworkBackend:
+    """What the API asks, answered by the workers of the network; satisfies :class:`owm.api.Backend`."""
+
+    def __init__(
+        self,
+        requester: TaskRequester,
+        directory: Directory,
+        network: Network,
+        constitution: Constitution,
+        clock: Clock,
+    ) -> None:
+        self._requester = requester
+        self._directory = directory
+        self._network = network
+        self._constitution = constitution
+        self._clock = clock
+        self._counters = _Counters()
+
+    @asynccontextmanager
+    async def answer(self, request: GenerateRequest, *, timeout: float) -> AsyncIterator[AsyncIterator[AnswerEvent]]:
+        """Stream an answer from whichever worker takes it; leaving cancels the work."""
+        task = InferenceTask(
+            messages=tuple(Message(message.role, message.content) for message in request.messages),  # type: ignore[arg-type]
+            model=request.model,
+            max_tokens=request.max_tokens,
+            temperature=request.temperature,
+            top_p=request.top_p,
+            seed=request.seed,
+            stop=request.stop,
+        )
+        self._counters.running += 1
+        try:
+            async with self._requester.inference(task, timeout=timeout) as events:
+                yield self._translated(events)
+        except OwmError as error:
+            raise _as_api_error(error) from error
+        finally:
+            self._counters.running -= 1
+
+    async def _translated(self, events: TaskEvents) -> AsyncIterator[AnswerEvent]:
+        try:
+            async for event in events:
+                match event:
+                    case TaskStarted(_, worker, attempt):
+                        if attempt > 1:
+                            self._counters.reassigned += 1
+                        yield Started(str(worker), attempt)
+                    case TokenEvent(text):
+                        yield TokenText(text)
+                    case Restart(reason):
+                        yield Restarted(reason)
+                    case Completed():
+                        self._counters.completed += 1
+                        yield _answered(event)
+        except OwmError as error:
+            self._counters.failed += 1
+            raise _as_api_error(error) from error
+
+    async def embed(self, texts: Sequence[str], model: str) -> Embeddings:
+        self._counters.running += 1
+        try:
+            embedded = await self._requester.embed(texts, model)
+        except OwmError as error:
+            self._counters.failed += 1
+            raise _as_api_error(error) from error
+        finally:
+            self._counters.running -= 1
+        self._counters.completed += 1
+        receipt = embedded.completed.details
+        return Embeddings(
+            vectors=embedded.vectors,
+            prompt_tokens=receipt.prompt_tokens,
+            model=embedded.completed.model,
+            model_sha256=receipt.model_sha256,
+        )
+
+    def models(self) -> tuple[ServedModel, ...]:
+        """Served by usable workers now; chat models first, the most served first."""
+        found: dict[str, tuple[int, ServedModel]] = {}
+        for peer in self._directory.peers():
+            for model in peer.manifest.models:
+                count = found.get(model.id, (0, model))[0]
+                found[model.id] = (count + 1, model)
+        ordered = sorted(found.values(), key=lambda entry: (entry[1].kind != "chat", -entry[0], entry[1].id))
+        return tuple(model for _, model in ordered)
+
+    def nodes(self) -> tuple[NodeInfo, ...]:
+        now = self._clock.monotonic()
+        round_trips = {c.peer: c.round_trip for c in self._network.connections()}
+        found = []
+        for peer in self._directory.peers():
+            if "worker" not in peer.manifest.roles:
+                continue
+            measured = round_trips.get(peer.id)
+            found.append(
+                NodeInfo(
+                    peer=str(peer.id),
+                    tier=peer.manifest.tier,
+                    models=tuple(model.id for model in peer.manifest.models),
+                    running=peer.manifest.busy,
+                    slots=peer.manifest.slots,
+                    latency_ms=None if measured is None else round(measured * 1000, 2),
+                    age_s=round(now - peer.seen, 1),
+                )
+            )
+        return tuple(found)
+
+    def statistics(self) -> NetworkStatistics:
+        directory = self._directory.statistics()
+        return NetworkStatistics(
+            network=self._constitution.name,
+            peers_known=directory.discovered,
+            connections=len(self._network.connections()),
+            workers=directory.workers,
+            tasks_running=self._counters.running,
+            tasks_completed=self._counters.completed,
+            tasks_failed=self._counters.failed,
+            tasks_reassigned=self._counters.reassigned,
+        )
+
+
+def _answered(event: Completed) -> Answered:
+    receipt: TaskReceipt = event.details
+    record: SignedRecord = event.receipt
+    return Answered(
+        worker=str(event.worker),
+        attempts=event.attempts,
+        receipt_id=record.id.hex(),
+        model=event.model,
+        model_sha256=receipt.model_sha256,
+        finish=event.finish,
+        prompt_tokens=receipt.prompt_tokens,
+        completion_tokens=receipt.completion_tokens,
+    )
+
+
+def _as_api_error(error: OwmError) -> OwmError:
+    """What the client is told."""
+    match error:
+        case ApiError():
+            return error
+        case NoWorkers():
+            return NoWorker(str(error), retry_after=5)
+        case TooManyTasks():
+            return Busy(str(error), retry_after=1)
+        case InvalidTask() if "token" in str(error) or "context" in str(error):
+            return PromptTooLarge(str(error))
+        case InvalidTask():
+            return BadRequest(str(error))
+        case TaskFailed() if "not done within" in str(error):
+            return TimedOut(str(error))
+        case ConsumerTooSlow():
+            return TimedOut(str(error))
+    return WorkFailed(str(error))

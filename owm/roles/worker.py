@@ -1,0 +1,83 @@
+"""The worker role: an engine, and the service that runs other peers' tasks in it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final, Self
+
+import structlog
+import trio
+
+from owm.clock import Clock
+from owm.config import Constitution, Settings
+from owm.identity import Identity
+from owm.model import Engine
+from owm.net import Network
+from owm.roles._manifest import Load, ManifestSource
+from owm.store import Store
+from owm.tasks import TaskWorker, WorkerLimits
+
+__all__ = ["WorkerRole"]
+
+_log = structlog.get_logger(__name__)
+
+_QUEUE_PER_SLOT: Final = 2
+_DRAIN_SECONDS: Final = 30.0
+
+
+class WorkerRole:
+    """Runs tasks for others.
+
+    Args:
+        engine: not running yet; the role owns it.
+    """
+
+    name = "worker"
+
+    def __init__(
+        self,
+        engine: Engine,
+        network: Network,
+        identity: Identity,
+        store: Store,
+        constitution: Constitution,
+        settings: Settings,
+        clock: Clock,
+    ) -> None:
+        slots = min(settings.model.slots, settings.network.max_concurrent_tasks)
+        self._engine = engine
+        self._constitution = constitution
+        self.tasks = TaskWorker(
+            network,
+            engine,
+            identity,
+            store,
+            constitution.id,
+            clock,
+            WorkerLimits(slots=slots, queue=slots * _QUEUE_PER_SLOT, task_timeout=settings.model.task_timeout),
+        )
+
+    @asynccontextmanager
+    async def running(self, manifest: ManifestSource) -> AsyncIterator[Self]:
+        """Start the engine, then take tasks; at the end those that run are completed first (SRS-NODE-09)."""
+        async with self._engine.running(), self.tasks.running():
+            manifest.engine = self._engine
+            manifest.task_types = self.tasks.task_types
+            manifest.load = self._load
+            if manifest.tier == "t0":
+                required = self._constitution.min_tier
+                _log.warning(
+                    "this machine is below Tier 1 (8 GB VRAM, 16 GB RAM, 50 Mbps)",
+                    consequence="it serves all the same" if required == "t0" else f"this network requires {required}",
+                )
+            try:
+                yield self
+            finally:
+                with trio.CancelScope(shield=True):
+                    if not await self.tasks.drain(_DRAIN_SECONDS):
+                        _log.warning("tasks were cut off", seconds=_DRAIN_SECONDS)
+
+    def _load(self) -> Load:
+        statistics = self.tasks.statistics()
+        return Load(statistics.slots, statistics.busy, statistics.queued)
