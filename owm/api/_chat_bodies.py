@@ -62,9 +62,11 @@ class ChatCompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
     seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] | None = None
-    stop: Annotated[str, Meta(min_length=1, max_length=256)] | Annotated[
-        tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...], Meta(max_length=4)
-    ] | None = None
+    stop: (
+        Annotated[str, Meta(min_length=1, max_length=256)]
+        | Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...], Meta(max_length=4)]
+        | None
+    ) = None
     n: Literal[1] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None

@@ -180,7 +180,7 @@ class _Connection(TCPServer):  # type: ignore[misc]
         await self.protocol.handle(Closed())
 
 
-class _Pipelined(Exception):  # noqa: N818 - a signal, not a failure
+class _Pipelined(Exception):
     """The client sent more before its first request was answered."""
 
 

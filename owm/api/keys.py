@@ -100,9 +100,7 @@ class KeyStore:
 
     def revoke(self, key_id: str) -> ApiKey:
         """End a key's validity. Raises UsageError if there is no such key; revoking twice changes nothing."""
-        self._execute(
-            "UPDATE api_keys SET revoked = ? WHERE id = ? AND revoked IS NULL", (self._clock.time(), key_id)
-        )
+        self._execute("UPDATE api_keys SET revoked = ? WHERE id = ? AND revoked IS NULL", (self._clock.time(), key_id))
         rows = self._execute(f"SELECT {_COLUMNS} FROM api_keys WHERE id = ?", (key_id,))  # noqa: S608 - constant
         if not rows:
             raise UsageError(f"there is no key {key_id!r}; `owm keys list` shows them")
