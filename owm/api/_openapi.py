@@ -183,8 +183,8 @@ def document() -> dict[str, Any]:
         "info": {
             "title": "Open World Model gateway",
             "version": __version__,
-            "description": "Many models, run by many peers, answer as one. Errors of v1 are RFC 7807 problems; those of "
-            "the OpenAI dialect have OpenAI's shape. Breaking changes get a new prefix.",
+            "description": "Many models, run by many peers, answer as one. Errors of v1 are RFC 7807 problems; those "
+            "of the OpenAI dialect have OpenAI's shape. Breaking changes get a new prefix.",
         },
         "paths": _paths(),
         "components": {
