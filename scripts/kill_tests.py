@@ -86,12 +86,14 @@ class Lab:
         return {"Authorization": f"Bearer {self.key}"}
 
     async def wait_for_workers(self, count: int, seconds: float = 60) -> None:
-        """Until the gateway knows exactly so many workers, all with engines that answer."""
+        """Until the gateway knows exactly so many workers, and all say that they are ready."""
         async with httpx.AsyncClient(timeout=5) as client:
             with trio.fail_after(seconds):
                 while True:
                     response = await client.get(f"{self.devnet.gateway_url}/v1/network/stats")
-                    if response.json().get("workers") == count and all(has_engine(m) for m in self.workers):
+                    if response.json().get("workers") == count and all(
+                        [await is_ready(client, m) for m in self.workers]
+                    ):
                         return
                     await trio.sleep(0.2)
 
@@ -117,12 +119,13 @@ class Lab:
         return httpx.post(url, json=body, headers=self.headers, timeout=120)
 
 
-def has_engine(member: Member) -> bool:
+async def is_ready(client: httpx.AsyncClient, member: Member) -> bool:
+    """Whether the worker has joined and its engine has loaded its models."""
     try:
         engine_of(member)
-    except (Failed, psutil.Error):
+        return member.peer is not None and (await client.get(f"{member.peer.health_url}/readyz")).status_code == 200
+    except (Failed, psutil.Error, httpx.HTTPError):
         return False
-    return True
 
 
 def check_stream_after_kill(events: list[tuple[str, Any]]) -> None:
