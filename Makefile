@@ -5,7 +5,7 @@ PYTEST_ARGS ?=
 OWM_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast lint types docs
+.PHONY: help setup foreign run test test-fast lint types docs
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -16,7 +16,10 @@ setup: ## Make .venv, install what is missing, pull the default models
 run: setup ## Start a devnet of three peers on this machine (OWM_ARGS='--peers 5 --ask "..."')
 	@.venv/bin/owm devnet $(OWM_ARGS)
 
-test: setup ## Run all tests
+foreign: setup ## Install the go-libp2p and js-libp2p peers that the interoperability tests talk to
+	@$(PYTHON) -m tests.foreign._install
+
+test: setup foreign ## Run all tests
 	@$(PYTHON) -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 test-fast: setup ## Run the tests that take less than a second each

@@ -25,8 +25,9 @@ from owm.dht import DhtParams, KademliaDht
 from owm.directory import Directory
 from owm.directory.bandwidth import BandwidthService
 from owm.directory.joining import Joiner, Lead, Source, split_address
+from owm.directory.shards import ManifestTopics
 from owm.errors import ConfigError, OwmError
-from owm.gossip import GossipParams, GossipService, ManifestTopics, ScoreParams
+from owm.gossip import GossipParams, GossipService, ScoreParams
 from owm.hardware import Hardware, detect
 from owm.health import Health, HealthServer, StatisticsCollector
 from owm.identity import Identity

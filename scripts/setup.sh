@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.."
 root=$(pwd -P)
 venv="$root/.venv"
 stamp="$venv/.owm-setup"
-extras="worker,gateway,dev"
+extras="worker,gateway,simulate,dev"
 
 say() { printf 'setup: %s\n' "$*"; }
 die() { printf 'setup: %s\n' "$*" >&2; exit 1; }

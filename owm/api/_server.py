@@ -3,7 +3,7 @@
 hypercorn shields its writes from cancellation, so a client that stops reading would hold its request for ever. Here
 every write has a deadline inside the shield, the kernel gives up on a peer whose window stays shut, and the send buffer
 is small enough that an answer cannot hide in it. HTTP/2 is not offered: its flow control would let a client stall a
-stream above the socket, where no write deadline sees it. A client that pipelines requests is served the first one.
+stream above the socket, where no write deadline sees it. What a client sends ahead waits, up to 64 KiB of it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
+import h11
 import structlog
 import trio
 from hypercorn.config import Config
@@ -32,6 +33,7 @@ from owm.config import ApiSettings
 __all__ = ["serve"]
 
 _SEND_BUFFER = 32 * 1024  #: bytes that the kernel keeps for a client
+_MAX_AHEAD = 64 * 1024  #: bytes that a client may send before its answer is out
 _KEEP_ALIVE = 30.0  #: seconds for the next request's head to arrive complete
 _log = structlog.get_logger(__name__)
 
@@ -198,30 +200,61 @@ class _NoReading:
 
 
 class _Http11(H11Protocol):  # type: ignore[misc]
-    """HTTP/1.1 and nothing else; one request at a time."""
+    """HTTP/1.1 and nothing else. What a client sends ahead of an answer waits until the answer is out."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.can_read = _NoReading()
-        self._pipelined = False
+        self._parsing = trio.Lock()
+        self._paused = False
+        self._flooded = False
+        self._ahead = bytearray()
 
     async def handle(self, event: Any) -> None:
-        if self._pipelined and isinstance(event, RawData):
-            return  # dropped unread; the connection closes after the answer
-        try:
+        if not isinstance(event, RawData):
             await super().handle(event)
+            return
+        async with self._parsing:
+            if not self._paused:
+                await self._parse(event.data)
+            elif len(self._ahead) + len(event.data) <= _MAX_AHEAD:
+                self._ahead += event.data
+            else:
+                self._flooded = True  # dropped; the connection closes after the answer
+
+    async def _parse(self, data: bytes) -> None:
+        try:
+            self.connection.receive_data(data)
+            await self._handle_events()
         except _Pipelined:
-            self._pipelined = True
+            self._paused = True
+
+    async def _resume(self) -> None:
+        async with self._parsing:
+            self._paused = False
+            data = bytes(self._ahead)
+            self._ahead.clear()
+            try:
+                await self._handle_events()  # what the parser held already
+                if data and not self._paused:
+                    await self._parse(data)
+            except _Pipelined:
+                self._paused = True
+                self._ahead[:0] = data
 
     async def _check_protocol(self, event: Any) -> None:
         """No upgrade to HTTP/2."""
 
     async def _maybe_recycle(self) -> None:
-        if self._pipelined:
+        if self._flooded:
             await self._close_stream()
             await self.send(Closed())
-        else:
+            return
+        # We are in the request's own task, which is being cancelled: it is told of its end as of a disconnect.
+        with trio.CancelScope(shield=True):
             await super()._maybe_recycle()
+        if self._paused and self.connection.our_state is h11.IDLE:
+            self.task_group.spawn(self._resume)
 
 
 def _abort(stream: trio.SocketStream) -> None:

@@ -10,9 +10,9 @@ import hashlib
 import secrets
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -121,7 +121,7 @@ class KeyStore:
         with self._lock:
             self._database.close()
 
-    def _execute(self, statement: str, values: tuple[object, ...] = ()) -> list[tuple[object, ...]]:
+    def _execute(self, statement: str, values: tuple[object, ...] = ()) -> Sequence[tuple[Any, ...]]:
         try:
             with self._lock:
                 return self._database.execute(statement, values).fetchall()

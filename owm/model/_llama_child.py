@@ -40,7 +40,7 @@ class _UnixConnection(http.client.HTTPConnection):
 class Llama:
     """One loaded model.
 
-    The library opens an HTTP server in any case. Here it listens on a socket in a private folder and asks for a key, and
+    The library opens an HTTP server in any case. Here it listens on a socket in a private folder, asks for a key, and
     serves only what the library offers nowhere else: the chat template and the tokenizer.
     """
 

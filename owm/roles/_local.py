@@ -88,7 +88,13 @@ class LocalViews:
                 }
             )
         for connection in connections.values():
-            row: dict[str, Any] = {"peer_id": str(connection.peer), "roles": [], "tier": None, "models": [], "state": "connected"}
+            row: dict[str, Any] = {
+                "peer_id": str(connection.peer),
+                "roles": [],
+                "tier": None,
+                "models": [],
+                "state": "connected",
+            }
             rows.append({**row, **self._connection(connection)})
         return rows
 

@@ -41,6 +41,10 @@ def _install_go() -> None:
 
 
 def _install_js() -> None:
+    if shutil.which("npm") is None:
+        if os.getuid() != 0 or shutil.which("apt-get") is None:
+            sys.exit("npm is missing: install it with `sudo apt-get install npm`, then run this again")
+        subprocess.run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", "npm"], check=True)
     JS_DIR.mkdir(parents=True, exist_ok=True)
     for name in ("package.json", "package-lock.json"):
         shutil.copy(HERE / name, JS_DIR / name)

@@ -1,4 +1,4 @@
-"""Our transport beside go-libp2p's and js-libp2p's: each dials the other, identifies, pings, and moves 20 MB each way."""
+"""Our transport beside go-libp2p's and js-libp2p's: each dials the other, identifies, pings, moves 20 MB each way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The event heap orders by time and then by scheduling, and its trace hash depends on nothing but what was delivered."""
+"""The event heap orders by time, then by scheduling; its trace hash depends on nothing but what was delivered."""
 
 from __future__ import annotations
 

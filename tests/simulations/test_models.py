@@ -14,7 +14,19 @@ from simulations._links import LinkModel, Links, read_matrix
 from simulations._measure import confidence, percentile
 from simulations._scenario import load_scenario, shipped_scenarios
 
-SCENARIOS = ("baseline bootstrap-death churn clock-skew eclipse gossip-flood join nat partition regions sybil").split()
+SCENARIOS = [
+    "baseline",
+    "bootstrap-death",
+    "churn",
+    "clock-skew",
+    "eclipse",
+    "gossip-flood",
+    "join",
+    "nat",
+    "partition",
+    "regions",
+    "sybil",
+]
 
 
 def test_every_named_scenario_ships_and_states_invariants() -> None:

@@ -17,8 +17,7 @@ import structlog
 import trio
 
 from owm.dht import Dht
-from owm.gossip._interface import Received, Validation
-from owm.gossip._service import GossipService
+from owm.gossip import GossipService, Received, Validation
 from owm.identity import PeerId
 from owm.net import Network
 from owm.net.errors import NetworkError
