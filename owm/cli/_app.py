@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from importlib import import_module
+from importlib.metadata import entry_points
 from typing import Final
 
 import click
@@ -15,7 +16,8 @@ from owm.errors import OwmError
 
 __all__ = ["COMMANDS", "app", "main", "node_main"]
 
-#: Name, module, attribute and one line of help; so that ``owm --help`` imports none of the modules.
+#: Name, module and one line of help; so that ``owm --help`` imports none of the modules. Commands without a module come
+#: from packages that build on this one, as entry points of the group ``owm.commands``.
 COMMANDS: Final = {
     "init": ("init", "Make an identity and a commented owm.toml."),
     "peer": ("peer", "Run a peer in the foreground."),
@@ -28,6 +30,7 @@ COMMANDS: Final = {
     "config": ("config", "Show and check the settings."),
     "devnet": ("devnet", "Start a network of real processes on this machine."),
     "doctor": ("doctor", "Check this machine and say what to do about what is wrong."),
+    "simulate": ("", "Run the network simulator."),
     "version": ("local", "Print the version."),
 }
 
@@ -52,8 +55,14 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module = import_module(f"owm.cli.{COMMANDS[cmd_name][0]}")
-        command = getattr(module, f"{cmd_name}_command")
+        name = COMMANDS[cmd_name][0]
+        if name:
+            command = getattr(import_module(f"owm.cli.{name}"), f"{cmd_name}_command")
+        else:
+            found = entry_points(group="owm.commands", name=cmd_name)
+            if not found:
+                raise click.UsageError(f"`owm {cmd_name}` is not installed: run `make setup` again")
+            command = next(iter(found)).load()
         assert isinstance(command, click.Command)
         return command
 
