@@ -198,7 +198,7 @@ async def test_the_engine_dies_with_its_peer(cache: ModelCache) -> None:
     parent.kill()
     parent.wait()
     with trio.fail_after(5):
-        while os.path.exists(f"/proc/{pid}"):  # noqa: ASYNC110, ASYNC240
+        while os.path.exists(f"/proc/{pid}"):  # noqa: ASYNC240
             if "Z" in open(f"/proc/{pid}/stat").read().split()[2]:  # noqa: ASYNC230, SIM115
                 break  # dead; nobody has reaped it yet
             await trio.sleep(0.05)
