@@ -48,8 +48,8 @@ class StandInEngine(Engine):
 
     def __init__(self, *, slots: int = 4, tokens: int = 12, pace: float = 0.0, context: int = 2048) -> None:
         self._slots = trio.CapacityLimiter(slots)
-        self._tokens = tokens
-        self._pace = pace
+        self.tokens = tokens
+        self.pace = pace
         self._context = context
         self._waiting = 0
         self._crash = trio.Event()
@@ -89,11 +89,11 @@ class StandInEngine(Engine):
 
     async def _items(self, request: GenerateRequest, prompt: int, finished: list[bool]) -> AsyncIterator[Token | Done]:
         crash = self._crash
-        count = min(self._tokens, request.max_tokens)
+        count = min(self.tokens, request.max_tokens)
         text = "\0".join(message.content for message in request.messages)
         digest = hashlib.sha256(f"{request.seed}:{text}".encode()).digest()
         for index in range(count):
-            await trio.sleep(self._pace)
+            await trio.sleep(self.pace)
             if crash.is_set():
                 raise EngineCrashed("the engine died while it answered")
             self.generated += 1
@@ -101,7 +101,7 @@ class StandInEngine(Engine):
             yield Token(("" if index == 0 else " ") + f"word{number}", number, -0.5)
         finished[0] = True
         yield Done(
-            finish="length" if count < self._tokens else "stop",
+            finish="length" if count < self.tokens else "stop",
             prompt_tokens=prompt,
             completion_tokens=count,
             model=_CHAT,

@@ -190,6 +190,17 @@ async def test_bad_bodies_are_problems_that_say_what_is_wrong(world: World, body
     assert world.engine.generated == 0
 
 
+@pytest.mark.attack("A11")
+async def test_a_flood_of_huge_prompts_reaches_no_worker(world: World) -> None:
+    async with world.client() as client:
+        for _ in range(10):
+            body = {"messages": [{"role": "user", "content": "word " * 50_000}]}
+            assert (await client.post("/v1/chat/completions", json=body)).status_code == 400
+    assert world.engine.generated == 0
+    assert world.gateway.backend.statistics().tasks_completed == 0
+
+
+@pytest.mark.attack("A9")
 async def test_who_has_no_key_or_another_host_is_turned_away(world: World) -> None:
     async with world.client(Authorization="Bearer owm_wrong") as client:
         assert (await client.post("/v1/query", json={"query": "x"})).status_code == 401
@@ -231,3 +242,26 @@ async def test_a_client_that_leaves_before_the_body_starts_frees_its_slot(world:
     await trio.aclose_forcefully(stream)
     await _idle(world)
     assert world.engine.generated < 40
+
+
+@pytest.mark.attack("A3")
+async def test_a_client_that_stops_reading_holds_no_worker(world: World) -> None:
+    """Its window stays shut; the write deadline here is half a second."""
+    world.engine.tokens, world.engine.pace = 4000, 0.0
+    socket = trio.socket.socket()
+    socket.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_RCVBUF, 4096)
+    await socket.connect(("127.0.0.1", int(world.url.rsplit(":", 1)[1])))
+    body = b'{"query": "Hello", "max_tokens": 2000}'
+    head = (
+        f"POST /v1/query/stream HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {world.key}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    await socket.send(head.encode() + body)
+    assert await socket.recv(64)
+    began = trio.current_time()
+    with trio.fail_after(5):
+        while world.engine.statistics().busy or world.gateway.backend.statistics().tasks_running:  # noqa: ASYNC110
+            await trio.sleep(0.02)
+    assert trio.current_time() - began < 2.5
+    assert world.gateway.backend.statistics().tasks_completed == 0
+    socket.close()
