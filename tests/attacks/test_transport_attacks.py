@@ -377,11 +377,14 @@ async def test_a_packet_of_ours_sent_back_to_us_ends_the_connection() -> None:
 
         async def proxy(near: trio.SocketStream) -> None:
             far = await trio.open_tcp_stream(endpoint.host, endpoint.port)
+            sending = {near: trio.Lock(), far: trio.Lock()}  # both pumps may have something for one end
 
             async def pump(source: trio.SocketStream, target: trio.SocketStream, back: bool) -> None:
                 with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                     while data := await source.receive_some(65536):
-                        await (source if back and reflecting else target).send_all(data)
+                        end = source if back and reflecting else target
+                        async with sending[end]:
+                            await end.send_all(data)
 
             async with trio.open_nursery() as pumps, near, far:
                 pumps.start_soon(pump, near, far, True)
