@@ -86,7 +86,8 @@ def chat_routes(gateway: Gateway) -> Blueprint:
         caller = await gateway.access.identify(request)
         body = await read_body(request, EmbeddingRequest)
         texts = (body.input,) if isinstance(body.input, str) else body.input
-        gateway.check_budget([ChatMessage("user", text) for text in texts[:1]], "input")
+        for text in texts:
+            gateway.check_budget([ChatMessage("user", text)], "input")
         _check_model(gateway, body.model, "embedding")
         gateway.charge(caller)
         try:

@@ -10,9 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.api.test_clients import World, world
-
-__all__ = ["world"]
+from tests.api._gateway import World
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
 
