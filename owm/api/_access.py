@@ -86,7 +86,7 @@ class Access:
         if not self._valid_session(request.cookies.get(SESSION_COOKIE, ""), address):
             raise Unauthorised("an API key is needed: send `Authorization: Bearer owm_...`")
         if request.headers.get("Sec-Fetch-Site", "same-origin") not in {"same-origin", "none"}:
-            raise Forbidden("the page's session serves the page only")
+            raise Forbidden("the page's session serves the page only; elsewhere send an API key")
         return Caller(f"page:{address}", self._settings.page_requests_per_day)
 
     def new_session(self, request: Request) -> str:

@@ -21,10 +21,11 @@ from owm.api._page import page_routes
 from owm.api._problems import error_response
 from owm.api._query import query_routes
 from owm.api._streams import HttpConnection
-from owm.api.errors import ApiError
+from owm.api.errors import INTERNAL, ApiError, Busy
 from owm.api.keys import KeyStore
 from owm.clock import Clock, SystemClock
 from owm.config import ApiSettings
+from owm.errors import TemporaryError
 
 __all__ = ["create_app"]
 
@@ -114,18 +115,26 @@ def create_app(
         status = error.code or 500
         detail = {
             404: "there is no such path; GET /openapi.json lists what there is",
-            405: f"{request.method} is not allowed here",
-            413: f"the body may have at most {settings.max_body_bytes} bytes",
-            408: "the body did not arrive in time",
+            405: f"{request.method} is not allowed here; GET /openapi.json lists what is",
+            413: f"the body may have at most {settings.max_body_bytes} bytes: send less",
+            408: f"the body did not arrive within {settings.write_timeout:g} s; send it again",
+            500: INTERNAL,
         }.get(status, error.description or "the request cannot be served")
         response = error_response(_HttpError(status, error.name, detail), request.path)
         if status == 405 and getattr(error, "valid_methods", None):
             response.headers["Allow"] = ", ".join(sorted(error.valid_methods))
         return response
 
+    @app.errorhandler(TemporaryError)
+    async def passing(error: TemporaryError) -> Response:
+        _log.warning("a request failed for now", path=request.path, error=str(error))
+        return error_response(
+            Busy("the gateway cannot look up keys at the moment; try again in 2 s", retry_after=2), request.path
+        )
+
     @app.errorhandler(Exception)
     async def unexpected(error: Exception) -> Response:
         _log.error("a request failed", path=request.path, error=repr(error), exc_info=error)
-        return error_response(ApiError("the gateway failed; its log says why"), request.path)
+        return error_response(ApiError(INTERNAL), request.path)
 
     return app

@@ -67,7 +67,7 @@ def chat_routes(gateway: Gateway) -> Blueprint:
         completion = _Completion(gateway, ask)
         if body.stream:
             usage = body.stream_options is not None and body.stream_options.include_usage
-            return StreamedResponse(lambda sink: completion.stream(sink, usage=usage), request.path)
+            return StreamedResponse(lambda sink: completion.stream(sink, usage=usage), _error_chunk, request.path)
         answer, sha256 = await completion.collect()
         return _json(answer, version_of(sha256))
 
@@ -94,7 +94,7 @@ def chat_routes(gateway: Gateway) -> Blueprint:
             with gateway.slot(), trio.fail_after(gateway.settings.query_timeout):
                 found = await gateway.backend.embed(texts, body.model)
         except trio.TooSlowError:
-            raise TimedOut("the embeddings were not ready in time") from None
+            raise TimedOut("the embeddings were not ready in time; send fewer texts at once") from None
         rows = tuple(
             EmbeddingRow(index=index, embedding=_encoded(vector, body.encoding_format))
             for index, vector in enumerate(found.vectors)
@@ -148,7 +148,7 @@ class _Completion:
                             return self._whole("".join(pieces), event), event.model_sha256
         except trio.TooSlowError:
             raise _too_slow(gateway) from None
-        raise WorkFailed("the answer ended before it was complete")
+        raise WorkFailed("the answer ended before it was complete; ask again")
 
     def _whole(self, text: str, done: Answered) -> ChatCompletion:
         choice = ChatChoice(index=0, message=ChatReply("assistant", text), finish_reason=done.finish)
@@ -169,9 +169,7 @@ class _Completion:
                 async with gateway.backend.answer(self._ask, timeout=gateway.settings.query_timeout) as events:
                     await self._forward(events, sink, usage)
         except trio.TooSlowError:
-            await self._fail(sink, _too_slow(gateway))
-        except ApiError as error:
-            await self._fail(sink, error)
+            raise _too_slow(gateway) from None
 
     async def _forward(self, events: AsyncIterator[AnswerEvent], sink: Sink, usage: bool) -> None:
         async for event in events:
@@ -188,7 +186,7 @@ class _Completion:
                     await sink.write(self._chunk(None, usage=_usage(event)))
                 await sink.write(b"data: [DONE]\n\n")
                 return
-        raise WorkFailed("the answer ended before it was complete")
+        raise WorkFailed("the answer ended before it was complete; ask again")
 
     def _chunk(self, delta: ChunkDelta | None, *, finish: str | None = None, usage: Usage | None = None) -> bytes:
         choices = () if delta is None else (ChunkChoice(index=0, delta=delta, finish_reason=finish),)
@@ -201,10 +199,9 @@ class _Completion:
         )
         return b"data: " + msgspec.json.encode(chunk) + b"\n\n"
 
-    async def _fail(self, sink: Sink, error: ApiError) -> None:
-        if not sink.started:
-            raise error
-        await sink.write(b"data: " + msgspec.json.encode(openai_error(error)) + b"\n\n")
+
+def _error_chunk(error: ApiError) -> bytes:
+    return b"data: " + msgspec.json.encode(openai_error(error)) + b"\n\n"
 
 
 def _usage(done: Answered) -> Usage:
@@ -216,7 +213,9 @@ def _usage(done: Answered) -> Usage:
 
 
 def _too_slow(gateway: Gateway) -> TimedOut:
-    return TimedOut(f"the answer was not complete after {gateway.settings.query_timeout:g} s")
+    return TimedOut(
+        f"the answer was not complete after {gateway.settings.query_timeout:g} s; ask again, or for fewer tokens"
+    )
 
 
 def _json(body: msgspec.Struct, version: str | None = None) -> Response:

@@ -90,7 +90,7 @@ class Gateway:
     def slot(self) -> Iterator[None]:
         """Hold one of the places for requests in work. Raises Busy if all are taken."""
         if self.in_flight >= self.settings.max_concurrent:
-            raise Busy("the gateway has as many requests in work as it can take", retry_after=2)
+            raise Busy("the gateway has as many requests in work as it can take; try again in 2 s", retry_after=2)
         self.in_flight += 1
         try:
             yield
@@ -118,7 +118,8 @@ class Gateway:
         estimate = sum(4 + len(message.content.encode()) // 4 for message in messages)
         if estimate > self.settings.max_prompt_tokens:
             raise PromptTooLarge(
-                f"the prompt has about {estimate} tokens; at most {self.settings.max_prompt_tokens} are allowed",
+                f"the prompt has about {estimate} tokens; at most {self.settings.max_prompt_tokens} are "
+                "allowed: shorten it",
                 field=field,
             )
 

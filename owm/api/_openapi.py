@@ -52,15 +52,17 @@ _HEADERS: Final = {
     },
 }
 _DETAILS: Final = {
-    400: "The body is not JSON, or the worker refused it.",
+    400: "This is no HTTP request, its body is not JSON, or the worker refused it.",
     401: "An API key is needed.",
     403: "A foreign page rode on the landing page's session.",
     404: "There is no such thing, or it belongs to somebody else.",
+    408: "The body did not arrive in time.",
     413: "The body or the prompt is too large; no work was done.",
     415: "The body is not declared as JSON.",
     421: "The Host header names none of this gateway's names.",
     422: "A field is wrong; the problem names it.",
     429: "The sliding window of this key is full; see Retry-After.",
+    431: "The request's head is too long.",
     500: "The gateway failed.",
     502: "The worker failed, and no other could take over.",
     503: "No worker is available, or the gateway is busy; see Retry-After.",
@@ -85,7 +87,7 @@ def _errors(*statuses: int, openai: bool = False) -> dict[str, Any]:
     return {str(status): _answer(_DETAILS[status], content) for status in statuses}
 
 
-_ASKING: Final = (400, 401, 403, 404, 413, 415, 421, 422, 429, 500, 502, 503, 504)
+_ASKING: Final = (400, 401, 403, 404, 408, 413, 415, 421, 422, 429, 431, 500, 502, 503, 504)
 _STREAM: Final = {"text/event-stream": {"schema": {"type": "string"}}}
 
 
@@ -102,7 +104,7 @@ def _get(summary: str, answer: dict[str, Any], *errors: int, openai: bool = Fals
     return {
         "summary": summary,
         **more,
-        "responses": {"200": answer, **_errors(*errors, 421, 500, openai=openai)},
+        "responses": {"200": answer, **_errors(*errors, 400, 421, 431, 500, openai=openai)},
     }
 
 

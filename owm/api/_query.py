@@ -36,7 +36,7 @@ def query_routes(gateway: Gateway) -> Blueprint:
         ask = GenerateRequest(messages=messages, max_tokens=gateway.limit_tokens("", body.max_tokens))
         query = _Query(gateway, caller, ask)
         if stream or body.stream:
-            return StreamedResponse(query.stream, request.path)
+            return StreamedResponse(query.stream, _error_event, request.path)
         response = await query.collect()
         return _json(response, version=response.model_version)
 
@@ -81,7 +81,7 @@ class _Query:
                         self._note(event)
         except trio.TooSlowError:
             raise _too_slow(gateway) from None
-        raise WorkFailed("the answer ended before it was complete")
+        raise WorkFailed("the answer ended before it was complete; ask again")
 
     async def stream(self, sink: Sink) -> None:
         """The answer as server-sent events: `token`, `restart`, and one `done` or `error` at the end."""
@@ -92,9 +92,7 @@ class _Query:
                 async with gateway.backend.answer(self._ask, timeout=gateway.settings.query_timeout) as events:
                     await self._forward(events, sink)
         except trio.TooSlowError:
-            await self._fail(sink, _too_slow(gateway))
-        except ApiError as error:
-            await self._fail(sink, error)
+            raise _too_slow(gateway) from None
 
     async def _forward(self, events: AsyncIterator[AnswerEvent], sink: Sink) -> None:
         async for event in events:
@@ -106,12 +104,7 @@ class _Query:
                 await sink.write(sse("token", TokenPiece(event.text)))
             elif isinstance(event, Restarted) and sink.started:
                 await sink.write(sse("restart", Restart(event.reason)))
-        raise WorkFailed("the answer ended before it was complete")
-
-    async def _fail(self, sink: Sink, error: ApiError) -> None:
-        if not sink.started:
-            raise error
-        await sink.write(sse("error", problem(error)))
+        raise WorkFailed("the answer ended before it was complete; ask again")
 
     def _note(self, event: AnswerEvent) -> None:
         if isinstance(event, TokenText) and event.text:
@@ -151,8 +144,14 @@ def sse(event: str, data: msgspec.Struct) -> bytes:
     return b"event: " + event.encode() + b"\ndata: " + msgspec.json.encode(data) + b"\n\n"
 
 
+def _error_event(error: ApiError) -> bytes:
+    return sse("error", problem(error))
+
+
 def _too_slow(gateway: Gateway) -> TimedOut:
-    return TimedOut(f"the answer was not complete after {gateway.settings.query_timeout:g} s")
+    return TimedOut(
+        f"the answer was not complete after {gateway.settings.query_timeout:g} s; ask again, or for fewer tokens"
+    )
 
 
 def _json(body: msgspec.Struct, version: str) -> Response:

@@ -13,6 +13,7 @@ from owm.api.errors import BadRequest, Unprocessable, UnsupportedMediaType
 __all__ = ["read_body"]
 
 T = TypeVar("T")
+_HELP = "GET /openapi.json says what is expected"
 _AT = re.compile(r"^(?P<detail>.*) - at `(?P<field>[^`]*)`$", re.DOTALL)
 
 
@@ -33,8 +34,8 @@ async def read_body(request: Request, type_: type[T]) -> T:
     except msgspec.ValidationError as error:
         match = _AT.match(str(error))
         if match is None:
-            raise Unprocessable(str(error), field="$") from None
-        raise Unprocessable(match["detail"], field=match["field"]) from None
+            raise Unprocessable(f"{error}; {_HELP}", field="$") from None
+        raise Unprocessable(f"{match['detail']}; {_HELP}", field=match["field"]) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadRequest(f"the body is not JSON: {error}") from None
     except RecursionError:

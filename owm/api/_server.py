@@ -8,6 +8,7 @@ stream above the socket, where no write deadline sees it. What a client sends ah
 
 from __future__ import annotations
 
+import http
 import socket
 import struct
 from collections.abc import AsyncIterator
@@ -28,12 +29,15 @@ from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr, wrap_app
 from quart import Quart
 
+from owm.api._problems import error_body
+from owm.api.errors import ApiError, BadRequest, HeadTooLarge
 from owm.config import ApiSettings
 
 __all__ = ["serve"]
 
 _SEND_BUFFER = 32 * 1024  #: bytes that the kernel keeps for a client
 _MAX_AHEAD = 64 * 1024  #: bytes that a client may send before its answer is out
+_MAX_HEAD = 16 * 1024  #: bytes of a request's first line and headers
 _KEEP_ALIVE = 30.0  #: seconds for the next request's head to arrive complete
 _log = structlog.get_logger(__name__)
 
@@ -87,7 +91,7 @@ class _Server:
         self._config.errorlog = None
         self._config.include_server_header = False
         self._config.keep_alive_timeout = _KEEP_ALIVE
-        self._config.h11_max_incomplete_size = 16 * 1024
+        self._config.h11_max_incomplete_size = _MAX_HEAD
         self._app = wrap_app(app, self._config.wsgi_max_body_size, "asgi")
         self.context = WorkerContext(None)
         self._connections = 0
@@ -245,6 +249,28 @@ class _Http11(H11Protocol):  # type: ignore[misc]
     async def _check_protocol(self, event: Any) -> None:
         """No upgrade to HTTP/2."""
 
+    async def _create_stream(self, request: Any) -> None:
+        """No upgrade to WebSocket either: who asks for one gets an ordinary answer."""
+        headers = [(name, value) for name, value in request.headers if name != b"upgrade"]
+        await super()._create_stream(
+            h11.Request(
+                method=request.method, target=request.target, headers=headers, http_version=request.http_version
+            )
+        )
+
+    async def _send_error_response(self, status_code: int) -> None:
+        """What never became a request is answered as a problem too."""
+        status, content_type, body = error_body(_not_a_request(status_code), "")
+        headers = [
+            (b"content-type", content_type.encode()),
+            (b"content-length", str(len(body)).encode()),
+            (b"connection", b"close"),
+        ]
+        reason = http.HTTPStatus(status).phrase.encode()
+        await self._send_h11_event(h11.Response(status_code=status, headers=headers, reason=reason))
+        await self._send_h11_event(h11.Data(data=body))
+        await self._send_h11_event(h11.EndOfMessage())
+
     async def _maybe_recycle(self) -> None:
         if self._flooded:
             await self._close_stream()
@@ -255,6 +281,12 @@ class _Http11(H11Protocol):  # type: ignore[misc]
             await super()._maybe_recycle()
         if self._paused and self.connection.our_state is h11.IDLE:
             self.task_group.spawn(self._resume)
+
+
+def _not_a_request(status: int) -> ApiError:
+    if status == 431:
+        return HeadTooLarge(f"the request's head may have at most {_MAX_HEAD} bytes; send fewer or shorter headers")
+    return BadRequest("this is not an HTTP/1.1 request; check what the client sends")
 
 
 def _abort(stream: trio.SocketStream) -> None:

@@ -10,15 +10,17 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import structlog
 from quart_trio.asgi import TrioASGIHTTPConnection
 from quart_trio.wrappers import TrioResponse
 
 from owm.api._problems import error_body
-from owm.api.errors import ApiError
+from owm.api.errors import INTERNAL, ApiError
 
 __all__ = ["HttpConnection", "Sink", "StreamedResponse"]
 
 Send = Callable[[Any], Awaitable[None]]
+_log = structlog.get_logger(__name__)
 
 
 class Sink:
@@ -65,17 +67,25 @@ class Sink:
 class StreamedResponse(TrioResponse):
     """Server-sent events (SRS-API-05) written by ``produce(sink)``.
 
-    An ApiError that ``produce`` raises before its first write becomes an ordinary error response, with its status;
-    later ones it has to send itself, in the form that its dialect gives them.
+    What ``produce`` raises before its first write becomes an ordinary error response, with its status; later it becomes
+    the stream's last event.
+
+    Args:
+        produce: writes the events.
+        error_event: the event that tells of an error, in the dialect's form.
+        path: of the request; it decides the form of an error response.
     """
 
-    def __init__(self, produce: Callable[[Sink], Awaitable[None]], path: str) -> None:
+    def __init__(
+        self, produce: Callable[[Sink], Awaitable[None]], error_event: Callable[[ApiError], bytes], path: str
+    ) -> None:
         super().__init__(b"", content_type="text/event-stream; charset=utf-8")
         self.headers.pop("Content-Length", None)
         self.headers["Cache-Control"] = "no-store"
         self.headers["X-Accel-Buffering"] = "no"  # a proxy must not hold tokens back
         self.timeout = None  # the work has its own deadline
         self._produce = produce
+        self._error_event = error_event
         self._path = path
 
     async def run(self, send: Send) -> None:
@@ -84,11 +94,19 @@ class StreamedResponse(TrioResponse):
         try:
             await self._produce(sink)
         except ApiError as error:
-            if sink.started:
-                raise
-            await sink.fail(error, self._path)
+            await self._fail(sink, error)
+        except Exception as error:  # noqa: BLE001 - said to the client as any other error, and kept in the log
+            _log.error("a stream failed", path=self._path, error=repr(error), exc_info=error)
+            await self._fail(sink, ApiError(INTERNAL))
         else:
             await sink.finish()
+
+    async def _fail(self, sink: Sink, error: ApiError) -> None:
+        if sink.started:
+            await sink.write(self._error_event(error))
+            await sink.finish()
+        else:
+            await sink.fail(error, self._path)
 
 
 class HttpConnection(TrioASGIHTTPConnection):

@@ -5,13 +5,17 @@ The message is shown to the client; it says what happened and what to do, and ho
 
 from __future__ import annotations
 
+from typing import Final
+
 from owm.errors import OwmError
 
 __all__ = [
+    "INTERNAL",
     "ApiError",
     "BadRequest",
     "Busy",
     "Forbidden",
+    "HeadTooLarge",
     "Misdirected",
     "NoWorker",
     "NotFound",
@@ -23,6 +27,9 @@ __all__ = [
     "UnsupportedMediaType",
     "WorkFailed",
 ]
+
+#: All that a client is told of a failure that nobody foresaw; the rest stays in the log.
+INTERNAL: Final = "the gateway failed; try again, and tell its operator, whose log says why"
 
 
 class ApiError(OwmError):
@@ -101,6 +108,13 @@ class RateLimited(ApiError):
     """The key's or address's sliding window is full."""
 
     status, kind, title, openai_type = 429, "rate-limited", "Too many requests", "rate_limit_error"
+
+
+class HeadTooLarge(ApiError):
+    """The request's first line and headers are longer than any that make sense here."""
+
+    status, kind, title = 431, "head-too-large", "Request head too large"
+    openai_type = "invalid_request_error"
 
 
 class WorkFailed(ApiError):
