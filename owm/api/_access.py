@@ -31,6 +31,7 @@ class Caller(msgspec.Struct, frozen=True):
 
     id: str
     per_day: int  #: 0 for no limit
+    anonymous: bool = False  #: known by its address alone
 
 
 class Access:
@@ -87,7 +88,7 @@ class Access:
             raise Unauthorised("an API key is needed: send `Authorization: Bearer owm_...`")
         if request.headers.get("Sec-Fetch-Site", "same-origin") not in {"same-origin", "none"}:
             raise Forbidden("the page's session serves the page only; elsewhere send an API key")
-        return Caller(f"page:{address}", self._settings.page_requests_per_day)
+        return Caller(f"page:{address}", self._settings.page_requests_per_day, anonymous=True)
 
     def new_session(self, request: Request) -> str:
         """A signed value for the page's cookie, good for a day from this address."""

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import structlog
-from quart import Quart, Response, request
+from quart import Quart, Response, g, request
 from quart_trio import QuartTrio
+from quart_trio.wrappers import TrioResponse
 from werkzeug.exceptions import HTTPException
 
 from owm.api._access import Access
@@ -32,6 +33,9 @@ __all__ = ["create_app"]
 _log = structlog.get_logger(__name__)
 
 _CORS_HEADERS = "Authorization, Content-Type"
+_EXPOSED_HEADERS = (
+    "Retry-After, X-OWM-Model-Version, X-OWM-OTS-Verified, X-OWM-Query-Id, X-RateLimit-Limit, X-RateLimit-Remaining"
+)
 _CORS_METHODS = "GET, POST, OPTIONS"
 _KINDS = {
     400: "bad-request",
@@ -88,7 +92,7 @@ def create_app(
         access.check_host(request)
         origin = request.headers.get("Origin", "")
         if request.method == "OPTIONS" and access.allows_origin(origin):
-            return Response(status=204)
+            return TrioResponse(status=204)
         return None
 
     @app.after_request
@@ -96,6 +100,10 @@ def create_app(
         headers = response.headers
         headers.setdefault("X-OWM-Model-Version", gateway.version())
         headers.setdefault("X-OWM-OTS-Verified", "false")
+        caller = g.get("caller")
+        if caller is not None and (remaining := gateway.remaining(caller)) is not None:
+            headers["X-RateLimit-Limit"] = str(caller.per_day)
+            headers["X-RateLimit-Remaining"] = str(remaining)
         headers.setdefault("X-Content-Type-Options", "nosniff")
         headers.setdefault("Referrer-Policy", "no-referrer")
         origin = request.headers.get("Origin", "")
@@ -103,6 +111,7 @@ def create_app(
             headers["Access-Control-Allow-Origin"] = origin
             headers["Access-Control-Allow-Headers"] = _CORS_HEADERS
             headers["Access-Control-Allow-Methods"] = _CORS_METHODS
+            headers["Access-Control-Expose-Headers"] = _EXPOSED_HEADERS
             headers["Vary"] = "Origin"
         return response
 

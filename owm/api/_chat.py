@@ -45,7 +45,7 @@ def chat_routes(gateway: Gateway) -> Blueprint:
 
     @routes.post("/v1/chat/completions")
     async def complete() -> Response:
-        caller = await gateway.access.identify(request)
+        caller = await gateway.identify(request)
         body = await read_body(request, ChatCompletionRequest)
         messages = tuple(
             ChatMessage("system" if turn.role == "developer" else turn.role, turn.text) for turn in body.messages
@@ -83,7 +83,7 @@ def chat_routes(gateway: Gateway) -> Blueprint:
 
     @routes.post("/v1/embeddings")
     async def embed() -> Response:
-        caller = await gateway.access.identify(request)
+        caller = await gateway.identify(request)
         body = await read_body(request, EmbeddingRequest)
         texts = (body.input,) if isinstance(body.input, str) else body.input
         for text in texts:

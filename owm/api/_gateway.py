@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import msgspec
+from quart import Request, g
 
 from owm.api._access import Access, Caller
 from owm.api._backend import Backend
@@ -79,7 +80,8 @@ class Gateway:
         self.answered = 0
         self._started = clock.monotonic()
         self._random_bytes = random_bytes
-        self._window = SlidingWindow()
+        # Apart, so that a crowd of addresses cannot make the gateway forget what a key has used.
+        self._windows = {False: SlidingWindow(), True: SlidingWindow()}
         self._pseudonym_key = random_bytes(32)
 
     @property
@@ -97,9 +99,18 @@ class Gateway:
         finally:
             self.in_flight -= 1
 
+    async def identify(self, request: Request) -> Caller:
+        """Who asks; what is left of its day goes into the response's headers. Raises Unauthorised, Forbidden."""
+        g.caller = caller = await self.access.identify(request)
+        return caller
+
+    def remaining(self, caller: Caller) -> int | None:
+        """How many more requests this caller has in its day; None for any number."""
+        return self._windows[caller.anonymous].remaining(caller.id, caller.per_day, self.clock.monotonic())
+
     def charge(self, caller: Caller) -> None:
         """Count one request against the caller's day. Raises RateLimited."""
-        wait = self._window.take(caller.id, caller.per_day, self.clock.monotonic())
+        wait = self._windows[caller.anonymous].take(caller.id, caller.per_day, self.clock.monotonic())
         if wait is not None:
             raise RateLimited(
                 f"the limit of {caller.per_day} requests in 24 hours is used up; the next is free in {wait} s",

@@ -51,6 +51,16 @@ _HEADERS: Final = {
         "schema": {"type": "string", "enum": ["true", "false"]},
     },
 }
+_ALLOWANCE: Final = {
+    "X-RateLimit-Limit": {
+        "description": "Requests that the caller may make within 24 hours; absent where there is no limit.",
+        "schema": {"type": "integer"},
+    },
+    "X-RateLimit-Remaining": {
+        "description": "How many of them are left now.",
+        "schema": {"type": "integer"},
+    },
+}
 _DETAILS: Final = {
     400: "This is no HTTP request, its body is not JSON, or the worker refused it.",
     401: "An API key is needed.",
@@ -61,7 +71,7 @@ _DETAILS: Final = {
     415: "The body is not declared as JSON.",
     421: "The Host header names none of this gateway's names.",
     422: "A field is wrong; the problem names it.",
-    429: "The sliding window of this key is full; see Retry-After.",
+    429: "The sliding window of this key or address is full; see Retry-After.",
     431: "The request's head is too long.",
     500: "The gateway failed.",
     502: "The worker failed, and no other could take over.",
@@ -70,12 +80,16 @@ _DETAILS: Final = {
 }
 
 
+_RETRY: Final = {"Retry-After": {"description": "Seconds to wait before asking again.", "schema": {"type": "integer"}}}
+_WITH: Final = {429: {**_ALLOWANCE, **_RETRY}, 503: _RETRY}
+
+
 def _content(name: str, media: str = "application/json") -> dict[str, Any]:
     return {media: {"schema": {"$ref": _REF.format(name=name)}}}
 
 
-def _answer(description: str, content: dict[str, Any]) -> dict[str, Any]:
-    return {"description": description, "headers": _HEADERS, "content": content}
+def _answer(description: str, content: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"description": description, "headers": {**_HEADERS, **more}, "content": content}
 
 
 def _errors(*statuses: int, openai: bool = False) -> dict[str, Any]:
@@ -84,7 +98,9 @@ def _errors(*statuses: int, openai: bool = False) -> dict[str, Any]:
         if openai
         else _content("Problem", "application/problem+json")
     )
-    return {str(status): _answer(_DETAILS[status], content) for status in statuses}
+    return {
+        str(status): _answer(_DETAILS[status], content, **_WITH.get(status, {})) for status in sorted(set(statuses))
+    }
 
 
 _ASKING: Final = (400, 401, 403, 404, 408, 413, 415, 421, 422, 429, 431, 500, 502, 503, 504)
@@ -113,12 +129,14 @@ def _parameter(name: str, description: str) -> list[dict[str, Any]]:
 
 
 def _paths() -> dict[str, Any]:
-    chat = _answer("The answer, whole or as a stream.", {**_content("ChatCompletion"), **_STREAM})
-    query = _answer("The answer; a stream when asked for.", {**_content("QueryResponse"), **_STREAM})
+    chat = _answer("The answer, whole or as a stream.", {**_content("ChatCompletion"), **_STREAM}, **_ALLOWANCE)
+    query = _answer("The answer; a stream when asked for.", {**_content("QueryResponse"), **_STREAM}, **_ALLOWANCE)
     events = _answer(
         "Events `token` (TokenPiece), `restart` (Restart: drop all text so far) and one `done` (QueryResponse) or "
         "`error` (Problem).",
         _STREAM,
+        **_ALLOWANCE,
+        **{"X-OWM-Query-Id": {"description": "To fetch the answer again by.", "schema": {"type": "string"}}},
     )
     return {
         "/v1/query": {"post": _post("Ask, and get the whole answer", "QueryRequest", {"200": query})},
@@ -153,7 +171,7 @@ def _paths() -> dict[str, Any]:
             "post": _post(
                 "OpenAI: embeddings",
                 "EmbeddingRequest",
-                {"200": _answer("Unit vectors.", _content("EmbeddingList"))},
+                {"200": _answer("Unit vectors.", _content("EmbeddingList"), **_ALLOWANCE)},
                 openai=True,
             )
         },

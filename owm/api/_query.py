@@ -27,7 +27,7 @@ def query_routes(gateway: Gateway) -> Blueprint:
     routes = Blueprint("query", __name__)
 
     async def accept(*, stream: bool) -> Response:
-        caller = await gateway.access.identify(request)
+        caller = await gateway.identify(request)
         body = await read_body(request, QueryRequest)
         turns = tuple(ChatMessage(turn.role, turn.content) for turn in body.context.messages)
         messages = (*turns, ChatMessage("user", body.query))
@@ -50,7 +50,7 @@ def query_routes(gateway: Gateway) -> Blueprint:
 
     @routes.get("/v1/query/<query_id>")
     async def fetch(query_id: str) -> Response:
-        caller = await gateway.access.identify(request)
+        caller = await gateway.identify(request)
         response = gateway.results.get(caller.id, query_id, gateway.clock.monotonic())
         return _json(response, version=response.model_version)
 

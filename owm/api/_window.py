@@ -43,8 +43,7 @@ class SlidingWindow:
             return None
         times = self._log.setdefault(caller, deque())
         self._log.move_to_end(caller)
-        while times and times[0] <= now - self._period:
-            times.popleft()
+        self._expire(times, now)
         if len(times) >= limit:
             # With a limit that was lowered meanwhile, several have to leave before one may come.
             return max(1, math.ceil(times[len(times) - limit] + self._period - now))
@@ -56,8 +55,15 @@ class SlidingWindow:
         """How many more requests are allowed now; None where there is no limit."""
         if limit <= 0:
             return None
-        times = self._log.get(caller, ())
-        return max(0, limit - sum(1 for time in times if time > now - self._period))
+        times = self._log.get(caller)
+        if times is None:
+            return limit
+        self._expire(times, now)
+        return max(0, limit - len(times))
+
+    def _expire(self, times: deque[float], now: float) -> None:
+        while times and times[0] <= now - self._period:
+            times.popleft()
 
     def _forget(self, now: float) -> None:
         while self._log:

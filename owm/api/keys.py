@@ -56,7 +56,7 @@ class KeyStore:
     """The keys of one gateway. All methods are synchronous and thread-safe; call them off the event loop.
 
     Args:
-        path: the SQLite file; made with mode 0600 if it is not there.
+        path: the SQLite file, made if it is not there; its mode is 0600 afterwards.
         clock: wall time, for the dates.
         random_bytes: the source of secrets.
 
@@ -73,6 +73,8 @@ class KeyStore:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch(mode=0o600, exist_ok=True)
+            if path.stat().st_mode & 0o077:
+                path.chmod(0o600)
             self._database = sqlite3.connect(path, timeout=2.0, check_same_thread=False, isolation_level=None)
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.execute(_SCHEMA)
