@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Final
+
+import structlog
 
 from owm.api import (
     Answered,
@@ -42,6 +45,10 @@ from owm.tasks import Started as TaskStarted
 from owm.tasks.errors import ConsumerTooSlow, InvalidTask, NoWorkers, TaskFailed, TooManyTasks
 
 __all__ = ["NetworkBackend"]
+
+_log = structlog.get_logger(__name__)
+
+_LOST: Final = "the worker was lost; another one answers from the beginning"
 
 
 @dataclass
@@ -101,13 +108,14 @@ class NetworkBackend:
                         yield Started(str(worker), attempt)
                     case TokenEvent(text):
                         yield TokenText(text)
-                    case Restart(reason):
-                        yield Restarted(reason)
+                    case Restart():
+                        yield Restarted(_LOST)
                     case Completed():
                         self._counters.completed += 1
                         yield _answered(event)
         except OwmError as error:
             self._counters.failed += 1
+            _log.info("a question was not answered", reason=str(error))
             raise _as_api_error(error) from error
 
     async def embed(self, texts: Sequence[str], model: str) -> Embeddings:
@@ -116,6 +124,7 @@ class NetworkBackend:
             embedded = await self._requester.embed(texts, model)
         except OwmError as error:
             self._counters.failed += 1
+            _log.info("texts were not embedded", reason=str(error))
             raise _as_api_error(error) from error
         finally:
             self._counters.running -= 1
@@ -189,12 +198,12 @@ def _answered(event: Completed) -> Answered:
 
 
 def _as_api_error(error: OwmError) -> OwmError:
-    """What the client is told."""
+    """What the client is told: never the reasons of single attempts, for those name peers."""
     match error:
         case ApiError():
             return error
         case NoWorkers():
-            return NoWorker(str(error), retry_after=5)
+            return NoWorker("no worker that could do this is available now; try again in 5 s", retry_after=5)
         case TooManyTasks():
             return Busy(str(error), retry_after=1)
         case InvalidTask() if "token" in str(error) or "context" in str(error):
@@ -202,7 +211,7 @@ def _as_api_error(error: OwmError) -> OwmError:
         case InvalidTask():
             return BadRequest(str(error))
         case TaskFailed() if "not done within" in str(error):
-            return TimedOut(str(error))
+            return TimedOut("the answer was not complete in time; ask again, or for fewer tokens")
         case ConsumerTooSlow():
             return TimedOut(str(error))
-    return WorkFailed(str(error))
+    return WorkFailed("the workers that were asked could not finish this; ask again")

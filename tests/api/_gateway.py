@@ -67,7 +67,8 @@ class NamedEngine(StandInEngine):
 class World:
     """A gateway in front of workers, and where it listens."""
 
-    def __init__(self) -> None:
+    def __init__(self, hub: MemoryHub) -> None:
+        self.hub = hub
         self.url = ""
         self.key = ""
         self.engines: list[StandInEngine] = []
@@ -85,9 +86,6 @@ class World:
 
     def client(self, **headers: str) -> httpx.AsyncClient:
         return client(self.url, self.key, **headers)
-
-    def number_of(self, engine: StandInEngine) -> int:
-        return self.engines.index(engine)
 
     def kill(self, number: int) -> None:
         """End a worker as a crash of its machine would: nothing is said, its connections break."""
@@ -150,7 +148,7 @@ async def gateway_before(
 ) -> AsyncIterator[World]:
     """A gateway and one worker per engine, wired as `owm peer` wires them."""
     hub = MemoryHub(Random(1), Link(latency=0.001))
-    found = World()
+    found = World(hub)
     found.engines = list(engines)
     api = settings or api_settings()
 
