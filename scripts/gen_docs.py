@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from scripts import attack_coverage, performance
+from scripts import api_reference, attack_coverage, performance
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -82,6 +82,7 @@ def command_line() -> str:
 PAGES: dict[str, Callable[[], str]] = {
     "docs/configuration.md": configuration,
     "docs/cli.md": command_line,
+    "docs/api-reference.md": api_reference.render,
     "docs/attack-coverage.md": attack_coverage.render,
     "docs/performance.md": performance.render,
 }

@@ -55,13 +55,19 @@ class StreamOptions(msgspec.Struct, frozen=True):
 class ChatCompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A conversation to continue."""
 
-    messages: Annotated[tuple[ChatTurn, ...], Meta(min_length=1, max_length=256)]
-    model: Annotated[str, Meta(max_length=128)] = ""
-    max_tokens: Annotated[int, Meta(ge=1, le=32_768)] | None = None
-    max_completion_tokens: Annotated[int, Meta(ge=1, le=32_768)] | None = None
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
-    seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] | None = None
+    messages: Annotated[tuple[ChatTurn, ...], Meta(min_length=1, max_length=256, description="The oldest first.")]
+    model: Annotated[str, Meta(max_length=128, description="Empty for the network's chat model.")] = ""
+    max_tokens: (
+        Annotated[int, Meta(ge=1, le=32_768, description="At most so many new tokens; 256 if left out.")] | None
+    ) = None
+    max_completion_tokens: (
+        Annotated[int, Meta(ge=1, le=32_768, description="As max_tokens, before which it goes.")] | None
+    ) = None
+    temperature: (
+        Annotated[float, Meta(ge=0, le=2, description="1 if left out; 0 always takes the likeliest token.")] | None
+    ) = None
+    top_p: Annotated[float, Meta(gt=0, le=1, description="1 if left out.")] | None = None
+    seed: Annotated[int, Meta(ge=0, le=2**32 - 1, description="The same seed gives the same answer.")] | None = None
     stop: (
         Annotated[str, Meta(min_length=1, max_length=256)]
         | Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...], Meta(max_length=4)]
@@ -142,7 +148,7 @@ class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Texts to embed."""
 
     input: _Text | Annotated[tuple[_Text, ...], Meta(min_length=1, max_length=256)]
-    model: Annotated[str, Meta(max_length=128)] = ""
+    model: Annotated[str, Meta(max_length=128, description="Empty for the network's embedding model.")] = ""
     encoding_format: Literal["float", "base64"] | None = None
 
 

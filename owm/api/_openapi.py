@@ -80,6 +80,15 @@ _DETAILS: Final = {
 }
 
 
+#: A request that works, by the name of its body; shown in the document.
+_EXAMPLES: Final[dict[str, Any]] = {
+    "QueryRequest": {"query": "What is the capital of France?", "max_tokens": 32},
+    "ChatCompletionRequest": {
+        "messages": [{"role": "user", "content": "What is the capital of France?"}],
+        "max_tokens": 32,
+    },
+    "EmbeddingRequest": {"input": ["A dog runs in the park.", "Interest rates rose again."]},
+}
 _RETRY: Final = {"Retry-After": {"description": "Seconds to wait before asking again.", "schema": {"type": "integer"}}}
 _WITH: Final = {429: {**_ALLOWANCE, **_RETRY}, 503: _RETRY}
 
@@ -111,8 +120,12 @@ def _post(summary: str, body: str, answers: dict[str, Any], *, openai: bool = Fa
     return {
         "summary": summary,
         "security": [{"key": []}],
-        "requestBody": {"required": True, "content": _content(body)},
-        "responses": {**answers, **_errors(*_ASKING, openai=openai)},
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {**_content(body)["application/json"], "example": _EXAMPLES[body]}},
+        },
+        # OpenAI answers 400 where v1 answers 422.
+        "responses": {**answers, **_errors(*(s for s in _ASKING if not (openai and s == 422)), openai=openai)},
     }
 
 
@@ -124,8 +137,17 @@ def _get(summary: str, answer: dict[str, Any], *errors: int, openai: bool = Fals
     }
 
 
-def _parameter(name: str, description: str) -> list[dict[str, Any]]:
-    return [{"name": name, "in": "path", "required": True, "description": description, "schema": {"type": "string"}}]
+def _parameter(name: str, description: str, example: str) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "description": description,
+            "schema": {"type": "string"},
+            "example": example,
+        }
+    ]
 
 
 def _paths() -> dict[str, Any]:
@@ -149,7 +171,9 @@ def _paths() -> dict[str, Any]:
                 403,
                 404,
                 security=[{"key": []}],
-                parameters=_parameter("query_id", "As in the answer, or in X-OWM-Query-Id."),
+                parameters=_parameter(
+                    "query_id", "As in the answer, or in X-OWM-Query-Id.", "qry_01JDF0Q8M3V5X7Z9B1C3D5F7H9"
+                ),
             )
         },
         "/v1/network/nodes": {"get": _get("The workers, under pseudonyms", _answer("Workers.", _content("Nodes")))},
@@ -164,7 +188,7 @@ def _paths() -> dict[str, Any]:
                 _answer("The model.", _content("ModelEntry")),
                 404,
                 openai=True,
-                parameters=_parameter("model", "Its id."),
+                parameters=_parameter("model", "Its id.", "smollm2-135m-instruct"),
             )
         },
         "/v1/embeddings": {
