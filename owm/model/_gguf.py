@@ -13,13 +13,15 @@ from typing import IO, Any, Final
 
 from owm.model.errors import BadWeights
 
-__all__ = ["GgufHeader", "check_gguf"]
+__all__ = ["GgufHeader", "SpecialTokens", "check_gguf", "special_tokens"]
 
 _MAGIC: Final = b"GGUF"
 _MOST_ENTRIES: Final = 100_000
 _MOST_STRING: Final = 16 * 2**20
 _SCALARS: Final = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
+_MOST_TOKENS: Final = 2**20
+_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # of tokenizer.ggml.token_type
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,42 @@ class GgufHeader:
     tensors: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class SpecialTokens:
+    """The texts that a vocabulary reads as one token each."""
+
+    control: tuple[str, ...] = ()  #: they steer the model; tokenizers read them as such only when asked to
+    user_defined: tuple[
+        str, ...
+    ] = ()  #: always read as one token: runs of spaces, tags, in some models markers of turns
+
+
+def special_tokens(path: Path) -> SpecialTokens:
+    """Read them from the vocabulary; raises BadWeights as :func:`check_gguf` does."""
+    texts: list[str] = []
+    types: tuple[int, ...] = ()
+    try:
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            _, entries = _counts(file)
+            for _ in range(entries):
+                key, kind = _string(file, size), struct.unpack("<I", _exactly(file, 4))[0]
+                if key == "tokenizer.ggml.tokens" and kind == _ARRAY:
+                    texts = [_string(file, size) for _ in range(_array(file, (_STRING,)))]
+                elif key == "tokenizer.ggml.token_type" and kind == _ARRAY:
+                    count = _array(file, (4, 5))  # unsigned or signed, 4 bytes each; all are small and positive
+                    types = struct.unpack(f"<{count}i", _exactly(file, 4 * count))
+                else:
+                    _value(file, kind, size)
+    except (OSError, struct.error, UnicodeDecodeError, EOFError) as error:
+        raise BadWeights(f"{path} is not a sound GGUF file: {error}") from error
+    typed = [(text, kind) for text, kind in zip(texts, types, strict=False) if text]
+    return SpecialTokens(
+        tuple(text for text, kind in typed if kind in (_UNKNOWN, _CONTROL)),
+        tuple(text for text, kind in typed if kind == _USER_DEFINED),
+    )
+
+
 def check_gguf(path: Path) -> GgufHeader:
     """Read the head; raises BadWeights when the file is not a sound GGUF of version 2 or 3."""
     try:
@@ -41,7 +79,8 @@ def check_gguf(path: Path) -> GgufHeader:
         raise BadWeights(f"{path} is not a sound GGUF file: {error}") from error
 
 
-def _read(file: IO[bytes], size: int) -> GgufHeader:
+def _counts(file: IO[bytes]) -> tuple[int, int]:
+    """Numbers of tensors and of entries."""
     if file.read(4) != _MAGIC:
         raise BadWeights(f"{file.name} is not a GGUF file: only GGUF weights are loaded, never pickles")
     version, tensors, entries = struct.unpack("<IQQ", _exactly(file, 20))
@@ -49,6 +88,19 @@ def _read(file: IO[bytes], size: int) -> GgufHeader:
         raise BadWeights(f"{file.name} is GGUF version {version}; 2 and 3 can be read")
     if not 0 < tensors <= _MOST_ENTRIES or entries > _MOST_ENTRIES:
         raise BadWeights(f"{file.name} claims {tensors} tensors and {entries} entries")
+    return tensors, entries
+
+
+def _array(file: IO[bytes], kinds: tuple[int, ...]) -> int:
+    """The length of an array of one of these kinds, which follows."""
+    inner, count = struct.unpack("<IQ", _exactly(file, 12))
+    if inner not in kinds or count > _MOST_TOKENS:
+        raise EOFError(f"a vocabulary of {count} values of type {inner}")
+    return int(count)
+
+
+def _read(file: IO[bytes], size: int) -> GgufHeader:
+    tensors, entries = _counts(file)
     found: dict[str, Any] = {}
     for _ in range(entries):
         key = _string(file, size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
+import re
 import secrets
 import shutil
 import socket
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import xllamacpp
+
+from owm.model._gguf import special_tokens
 
 __all__ = ["Llama", "Refusal"]
 
@@ -63,6 +66,12 @@ class Llama:
         self._server = xllamacpp.Server(params)
         template = self._ask("GET", "/props")["chat_template"]
         self.template_sha256 = hashlib.sha256(template.encode()).hexdigest()
+        special = special_tokens(Path(settings["weights"]))
+        # What a vocabulary defines for its own ends (spaces, tags) is text; what its template uses marks turns.
+        steering = {*special.control, *(text for text in special.user_defined if text.strip() and text in template)}
+        texts = sorted(map(re.escape, steering), key=len, reverse=True)
+        self._steering = re.compile("|".join(texts)) if texts else None
+        self._spelt: dict[str, list[int]] = {}
 
     def _ask(self, method: str, path: str, body: Any = None) -> Any:
         connection = _UnixConnection(self._socket)
@@ -78,8 +87,40 @@ class Llama:
         return found
 
     def _tokens(self, messages: list[dict[str, str]]) -> list[int]:
+        """The rendered prompt. Only the template may steer the model: the same texts in a message are spelt out.
+
+        Texts such as ``<|im_end|>`` in a message are hidden behind marks while the template is rendered, and take their
+        places again as the tokens of their letters. A prompt without them has the very tokens that llama.cpp gives it.
+        """
+        hidden: list[str] = []
+        mark = f"\ue000{secrets.token_hex(8)}:"  # nobody can write it in advance
+
+        def hide(match: re.Match[str]) -> str:
+            hidden.append(match[0])
+            return f"{mark}{len(hidden) - 1}\ue001"
+
+        if self._steering is not None:
+            messages = [{**found, "content": self._steering.sub(hide, found["content"])} for found in messages]
         prompt = self._ask("POST", "/apply-template", {"messages": messages})["prompt"]
-        body = {"content": prompt, "add_special": True, "parse_special": True}
+        content: list[str | int] = []
+        for number, piece in enumerate(re.split(f"{mark}(\\d+)\ue001", prompt)):
+            if number % 2:
+                content += self._spell(hidden[int(piece)])
+            elif piece or number == 0:  # the first stands for the beginning of the text, even if it is empty
+                content.append(piece)
+        return self._tokenize(content if hidden else prompt, steering=True)
+
+    def _spell(self, text: str) -> list[int]:
+        """The tokens of a steering text as plain text; cut, since some vocabularies read it whole in any case."""
+        if text not in self._spelt:
+            self._spelt[text] = [
+                token for part in (text[:1], text[1:]) if part for token in self._tokenize(part, steering=False)
+            ]
+        return self._spelt[text]
+
+    def _tokenize(self, content: str | list[str | int], *, steering: bool) -> list[int]:
+        """The tokens of a text, or of a list of texts and tokens. ``steering``: it may hold texts that steer."""
+        body = {"content": content, "add_special": steering, "parse_special": steering}
         tokens: list[int] = self._ask("POST", "/tokenize", body)["tokens"]
         return tokens
 
