@@ -14,7 +14,7 @@ import structlog
 import trio
 
 from owm.clock import SystemClock
-from owm.config import NetworkSettings, NodeSettings, Settings, load_constitution
+from owm.config import LimitsSettings, ModelSettings, NetworkSettings, NodeSettings, Settings, load_constitution
 from owm.directory.joining import Lead, split_address
 from owm.hardware import Hardware
 from owm.identity import Identity
@@ -26,12 +26,14 @@ from owm.store import Store
 __all__ = ["parts_of"]
 
 
-def parts_of(role: str, bootstrap: str = "", slots: int = 16) -> Parts:
+def parts_of(role: str, bootstrap: str = "", slots: int = 350) -> Parts:
     """A devnet peer on the loopback with the stand-in engine, nothing on disk."""
     identity = Identity.generate()
     constitution = load_constitution("devnet")
     settings = Settings(
         node=NodeSettings(roles=(role,)),
+        model=ModelSettings(slots=slots),
+        limits=LimitsSettings(max_streams_per_peer=1024),
         network=NetworkSettings(max_concurrent_tasks=slots, measure_bandwidth=False),
     )
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from random import Random, SystemRandom
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import structlog
 import trio
@@ -37,11 +37,15 @@ from owm.records import TIERS, SignedRecord
 from owm.roles._local import LocalViews
 from owm.roles._manifest import ManifestSource
 from owm.roles._presence import Presence
+from owm.roles._standing import StandingMemory
 from owm.roles._state import data_folder_lock, peer_file
 from owm.roles.gateway import NetworkBackend
 from owm.roles.worker import WorkerRole
 from owm.store import Store
 from owm.tasks import Scheduler, TaskRequester
+
+if TYPE_CHECKING:
+    from owm.net.mdns import LocalDiscovery
 
 __all__ = ["Parts", "Peer", "limits_of", "run_peer"]
 
@@ -115,7 +119,14 @@ class Peer:
         self.requester = TaskRequester(
             p.network,
             self.directory,
-            Scheduler(self.directory, p.store, p.clock, p.random, min_tier=p.constitution.min_tier),
+            Scheduler(
+                self.directory,
+                p.store,
+                p.clock,
+                p.random,
+                min_tier=p.constitution.min_tier,
+                most_per_worker=max(1, p.settings.limits.max_streams_per_peer * 3 // 4),
+            ),
             p.identity,
             p.store,
             p.constitution.id,
@@ -144,10 +155,13 @@ class Peer:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(p.store.running())
             await p.store.abandon_unfinished(p.clock.time())
+            standing = StandingMemory(p.network.penalties, p.store, p.clock)
+            await standing.load()
             await stack.enter_async_context(p.network.running())
             nursery = await stack.enter_async_context(_cancelled_at_end())
             await stack.enter_async_context(self.gossip.running())
             await stack.enter_async_context(self.dht.running())
+            nursery.start_soon(standing.run)
             nursery.start_soon(self.directory.watch, p.network)
             nursery.start_soon(self._keep_directory)
             nursery.start_soon(self.joiner.run)
@@ -250,6 +264,13 @@ def _bootstrap_source(addresses: Sequence[str]) -> Source:
     return source
 
 
+def _local_source(local: LocalDiscovery) -> Source:
+    async def source() -> Sequence[Lead]:
+        return [Lead(peer, address) for peer, addresses in local.peers() for address in addresses]
+
+    return source
+
+
 async def _run(effective: Effective) -> None:
     settings = effective.settings
     constitution = load_constitution(settings.network.profile)
@@ -259,17 +280,27 @@ async def _run(effective: Effective) -> None:
     host = settings.network.listen_host
     family = "ip6" if ":" in host else "ip4"
     clock = SystemClock()
+    network = Libp2pNetwork(
+        identity,
+        listen=[f"/{family}/{host}/tcp/{settings.network.listen_port}"],
+        announce=settings.network.announce or None,
+        limits=limits_of(settings, constitution),
+        clock=clock,
+    )
+    sources: list[tuple[str, Source]] = []
+    if settings.network.bootstrap:
+        sources.append(("settings", _bootstrap_source(settings.network.bootstrap)))
+    local: LocalDiscovery | None = None
+    if settings.network.mdns:
+        from owm.net.mdns import LocalDiscovery
+
+        local = LocalDiscovery(identity.peer_id, constitution.id, lambda: network.addresses)
+        sources.append(("local network", _local_source(local)))
     parts = Parts(
         identity=identity,
         settings=settings,
         constitution=constitution,
-        network=Libp2pNetwork(
-            identity,
-            listen=[f"/{family}/{host}/tcp/{settings.network.listen_port}"],
-            announce=settings.network.announce or None,
-            limits=limits_of(settings, constitution),
-            clock=clock,
-        ),
+        network=network,
         store=Store(effective.database_path),
         clock=clock,
         random=Random(SystemRandom().getrandbits(256)),  # noqa: S311 - spreads timers and samples
@@ -277,11 +308,15 @@ async def _run(effective: Effective) -> None:
         hardware=await detect(),
         engine=engine_of(settings.model) if "worker" in settings.node.roles else None,
         cache_path=effective.data_dir / "peers.json",
-        sources=[("settings", _bootstrap_source(settings.network.bootstrap))] if settings.network.bootstrap else [],
+        sources=sources,
     )
-    peer = Peer(parts)
+    if settings.network.coordinator_url:
+        _log.warning("network.coordinator_url is set, but this version cannot join through a coordinator yet")
     async with AsyncExitStack() as stack:
+        peer = Peer(parts)
         await stack.enter_async_context(peer.running())
+        if local is not None:
+            await stack.enter_async_context(local.running())
         views = LocalViews(peer)
         registry = CollectorRegistry()
         registry.register(StatisticsCollector(views.sources()))

@@ -68,9 +68,9 @@ def peers_command(config: Path | None, data_dir: str | None, as_json: bool) -> i
     if as_json:
         print_json(found)
         return 0
-    columns = ("peer_id", "roles", "tier", "models", "state", "rtt_ms")
+    columns = ("peer_id", "roles", "tier", "models", "state", "rtt_ms", "score")
     rows = [[_cell(peer.get(column)) for column in columns] for peer in found]
-    print_table(("peer", "roles", "tier", "models", "state", "rtt ms"), rows, empty="No peer is known yet.")
+    print_table(("peer", "roles", "tier", "models", "state", "rtt ms", "score"), rows, empty="No peer is known yet.")
     return 0
 
 

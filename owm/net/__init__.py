@@ -23,10 +23,11 @@ from owm.net._limits import NetworkLimits
 from owm.net._memory import MemoryHub
 from owm.net._memory_link import Link, Nat
 from owm.net._memory_network import MemoryNetwork
-from owm.net._penalties import Penalties, Standing
+from owm.net._penalties import HALF_LIFE, Penalties, Standing
 from owm.net._quota import PeerQuotas, Quota, QuotaTable, Rate
 
 __all__ = [
+    "HALF_LIFE",
     "Admission",
     "Attempt",
     "Call",

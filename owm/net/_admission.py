@@ -16,6 +16,7 @@ from owm.net._quota import Quota, QuotaTable, Rate
 __all__ = ["Admission"]
 
 _DAY: Final = 86_400.0
+_FRUGAL: Final = 4  # unprotected connections that are kept when the day's bytes are used up
 # A peer that leaves and comes back for ever is turned away for a while (20 returns in a row are in order).
 _RETURNS: Final = Rate(per_second=0.5, burst=30)
 
@@ -147,14 +148,21 @@ class Admission:
         """Seconds until the day's budget has room again; 0 when it has, or when there is none."""
         return self._bytes.wait(1, now) if self._bytes is not None else 0.0
 
+    def bytes_left(self, now: float) -> int | None:
+        """What the day's budget still allows; None where there is none."""
+        return None if self._bytes is None else self._bytes.left(now)
+
     def to_trim(self, now: float) -> list[Hashable]:
         """The connections to close: none up to the high-water mark, else down to the low-water mark.
 
         The worst scores go first, then inbound before outbound, members of crowded subnets, the longest idle.
         Protected peers, and connections younger than the grace period, stay.
         """
-        excess = len(self._slots) - self._limits.low_water
-        if len(self._slots) <= self._limits.high_water:
+        low, high = self._limits.low_water, self._limits.high_water
+        if self.bytes_wait(now) > 0:  # the day's bytes are used up: a few connections are enough to stay in touch
+            low = high = min(low, _FRUGAL)
+        excess = len(self._slots) - low
+        if len(self._slots) <= high:
             return []
         crowd = Counter(slot.group for slot in self._slots.values())
         loose = [

@@ -10,11 +10,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import trio
 
 from owm.identity import PeerId
+
+if TYPE_CHECKING:
+    from owm.net._penalties import Penalties
 
 __all__ = [
     "Connection",
@@ -86,6 +89,7 @@ class NetworkStatistics:
     streams: int = 0  #: streams open now
     bytes_in: int = 0
     bytes_out: int = 0
+    bytes_left: int | None = None  #: of the day's budget; None where there is none
     penalties: dict[str, int] = field(default_factory=dict)  #: penalties given, by reason
 
 
@@ -151,6 +155,7 @@ class Network(ABC):
     """A peer's access to the others. Use as ``async with network.running():``; all tasks live in there."""
 
     peer_id: PeerId
+    penalties: Penalties  #: what peers are blamed for, over all their connections
 
     @abstractmethod
     def running(self) -> AbstractAsyncContextManager[Self]:
@@ -178,6 +183,7 @@ class Network(ABC):
         Raises:
             NotConnected: there is no connection to that peer.
             ProtocolNotSupported: the peer does not speak that protocol.
+            TooManyStreams: our own limit of streams with that peer is reached.
             StreamReset: the connection broke meanwhile.
         """
 

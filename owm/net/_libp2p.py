@@ -34,12 +34,13 @@ from owm.net._listening import AddressBook, serve_listener
 from owm.net._muxed import MuxedConnection
 from owm.net._muxed_stream import MuxedStream
 from owm.net._penalties import Penalties
+from owm.net._quota import PeerQuotas, Rate
 from owm.net._racing import race
 from owm.net._secure import Credentials, Secured, secure
 from owm.net._serving import PING, StreamServer, agree_on, answer_pings
 from owm.net._transport import Reach, dial_tcp, listen_tcp, parse_endpoint, remote_multiaddr, tune
 from owm.net._upkeep import KeepAlive, look_after
-from owm.net.errors import DialFailed, NotConnected, StreamReset
+from owm.net.errors import DialFailed, NetworkError, NotConnected, TooManyStreams
 
 __all__ = ["Libp2pNetwork"]
 
@@ -86,13 +87,14 @@ class Libp2pNetwork(Network):
         self._credentials = Credentials.of(identity)
         self._admission = Admission(limits, self.penalties)
         self._dialer = Dialer(limits, random or Random(identity.peer_id))  # noqa: S311 - spreads retries
+        self._quotas = PeerQuotas(Rate(limits.stream_rate, limits.stream_burst))
         self._events = EventHub()
         self._faults = faults
         self._reach = reach
         self._keep_alive = keep_alive
         self._library = LibraryHost(identity, lambda: self.addresses, limits.max_connections)
         self._server = StreamServer(
-            self._library.protocols, self._library.serve, self.penalise, limits.handshake_timeout, faults
+            self._library.protocols, self._library.serve, self.penalise, self._allowed, limits.handshake_timeout, faults
         )
         self._connections: dict[PeerId, list[MuxedConnection]] = {}
         self._dialling: dict[PeerId, trio.Event] = {}
@@ -320,7 +322,15 @@ class Libp2pNetwork(Network):
         if not ends:
             raise NotConnected(f"there is no connection to {peer.short}")
         if sum(len(end.streams) for end in self._connections[peer]) >= self.limits.max_streams_per_peer:
-            raise StreamReset(f"too many streams are open with {peer.short}")
+            raise TooManyStreams(f"too many streams are open with {peer.short}")
+        now = self._clock.monotonic()
+        if bulk and self._admission.bytes_wait(now) > 0:
+            raise NetworkError("the day's bytes are used up: no bulk transfers for now")
+        if (wait := self._quotas.reserve(peer, protocol, 1, now)) > 0:
+            await trio.sleep(wait)
+            ends = [end for end in ends if not end.leaving and not end.closed.is_set()]
+            if not ends:
+                raise NotConnected(f"the connection to {peer.short} went away")
         stream = ends[0].open_stream(bulk=bulk)
         await agree_on(stream, protocol, self.limits.handshake_timeout)
         stream.faults = self._faults
@@ -337,6 +347,12 @@ class Libp2pNetwork(Network):
             stream.reset()
         else:
             self._nursery.start_soon(self._server.serve, stream)
+
+    def _allowed(self, peer: PeerId, protocol: str) -> bool:
+        """Whether a peer may open one more stream of a protocol now."""
+        ends = self._connections.get(peer)
+        group = self._admission.group(ends[0].address) if ends else None
+        return self._quotas.allow(peer, protocol, group, 1, self._clock.monotonic())
 
     # What is seen from outside
 
@@ -395,5 +411,6 @@ class Libp2pNetwork(Network):
             streams=sum(len(connection.streams) for connection in live),
             bytes_in=self._bytes_in + sum(connection.bytes_in for connection in live),
             bytes_out=self._bytes_out + sum(connection.bytes_out for connection in live),
+            bytes_left=self._admission.bytes_left(self._clock.monotonic()),
             penalties=self.penalties.reasons,
         )

@@ -25,8 +25,8 @@ class NetworkLimits:
     reserved_protected: int = 16  #: slots that only protected peers may take
     exempt_local: bool = False  #: loopback and private addresses are under no subnet caps: for devnets
     max_streams_per_peer: int = 256  #: open at once, both directions
-    stream_rate: float = 50.0  #: streams per second that a peer may open for one protocol, on average
-    stream_burst: float = 200.0  #: at once; a subnet group may do four times as much
+    stream_rate: float = 200.0  #: streams per second that a peer may open for one protocol, on average
+    stream_burst: float = 500.0  #: at once; a subnet group may do four times as much
     max_bytes_per_day: int | None = None  #: sent and received together; None for no limit
     handshake_timeout: float = 10.0  #: seconds until an inbound connection must have authenticated
     dial_timeout: float = 10.0  #: seconds for one address

@@ -33,7 +33,7 @@ from owm.net._memory_stream import MemoryConnection, MemoryStream
 from owm.net._penalties import Penalties
 from owm.net._quota import PeerQuotas, Rate
 from owm.net._racing import race
-from owm.net.errors import DialFailed, NetworkError, NotConnected, ProtocolNotSupported, StreamReset
+from owm.net.errors import DialFailed, NetworkError, NotConnected, ProtocolNotSupported, StreamReset, TooManyStreams
 
 if TYPE_CHECKING:
     from owm.net._memory import MemoryHub
@@ -222,7 +222,7 @@ class MemoryNetwork(Network):
         if not connections:
             raise NotConnected(f"there is no connection to {peer.short}")
         if len(connections[0].streams) >= self.limits.max_streams_per_peer:
-            raise StreamReset(f"too many streams are open with {peer.short}")
+            raise TooManyStreams(f"too many streams are open with {peer.short}")
         now = trio.current_time()
         if bulk and self._admission.bytes_wait(now) > 0:
             raise NetworkError("the day's bytes are used up: no bulk transfers for now")
@@ -292,6 +292,7 @@ class MemoryNetwork(Network):
             streams=sum(len(end.streams) for ends in self._connections.values() for end in ends),
             bytes_in=self._bytes_in,
             bytes_out=self._bytes_out,
+            bytes_left=self._admission.bytes_left(trio.current_time()),
             penalties=self.penalties.reasons,
         )
 

@@ -59,6 +59,10 @@ class Quota:
         # Rounding must not turn "now" into a wait of a picosecond that a caller sleeps for ever and again.
         return wait if wait > 1e-9 * max(1.0, abs(now)) else 0.0
 
+    def left(self, now: float) -> int:
+        """What could be taken now; negative while there is a debt."""
+        return int(self.rate.burst - max(0.0, self._full_at - now) * self.rate.per_second)
+
     def is_full(self, now: float) -> bool:
         """Whether nothing would be lost by forgetting this bucket."""
         return self._full_at <= now

@@ -68,6 +68,7 @@ class StreamServer:
         others: the protocols that the library serves.
         serve_other: runs one of those.
         misbehaved: told when a peer breaks the rules.
+        allowed: whether the peer has quota left for one more stream of that protocol.
         timeout: seconds in which an opener must say what it wants.
         faults: for tests.
     """
@@ -77,12 +78,14 @@ class StreamServer:
         others: Collection[str],
         serve_other: Callable[[MuxedStream], Awaitable[None]],
         misbehaved: Callable[[PeerId, Penalty, str], None],
+        allowed: Callable[[PeerId, str], bool],
         timeout: float,
         faults: Faults | None = None,
     ) -> None:
         self._others = others
         self._serve_other = serve_other
         self._misbehaved = misbehaved
+        self._allowed = allowed
         self._timeout = timeout
         self._faults = faults
         self._handlers: dict[str, tuple[Handler, int]] = {}
@@ -100,6 +103,10 @@ class StreamServer:
             key = (stream.remote, stream.protocol)
             if self._serving[key] >= most:
                 stream.reset()
+                return
+            if not self._allowed(*key):
+                stream.reset()
+                self._misbehaved(stream.remote, Penalty.HIGH_TOLERANCE, "too many streams")
                 return
             self._serving[key] += 1
             try:

@@ -14,6 +14,7 @@ __all__ = [
     "RemoteError",
     "RequestTimeout",
     "StreamReset",
+    "TooManyStreams",
 ]
 
 
@@ -35,6 +36,10 @@ class NotConnected(NetworkError):
 
 class StreamReset(NetworkError):
     """The peer, or the connection under the stream, ended it before it was finished."""
+
+
+class TooManyStreams(NetworkError):
+    """As many streams are open with the peer as our own limits allow: wait for one to end."""
 
 
 class RequestTimeout(NetworkError):

@@ -60,6 +60,7 @@ class LocalViews:
             "connections": len(peer.parts.network.connections()),
             "bytes_in": statistics.bytes_in,
             "bytes_out": statistics.bytes_out,
+            "bytes_left_today": statistics.bytes_left,
             "penalties": statistics.penalties,
             "bandwidth_mbps": round(peer.bandwidth.mbps, 1),
             "models": [model.id for model in engine.models] if engine is not None else [],

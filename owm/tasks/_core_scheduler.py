@@ -67,6 +67,7 @@ class SchedulerCore:
         eligible: (task type, model, tier, paused) -> workers, as :meth:`owm.directory.Directory.eligible`.
         weight: a worker's reliability, 0 to 1.
         max_queued: tasks that may wait.
+        most_per_worker: tasks of ours that one worker may have, whatever it says it can do.
     """
 
     def __init__(
@@ -75,11 +76,13 @@ class SchedulerCore:
         weight: Callable[[PeerId], float],
         random: Random,
         max_queued: int = 2000,
+        most_per_worker: int = 1000,
     ) -> None:
         self._eligible = eligible
         self._weight = weight
         self._random = random
         self._max_queued = max_queued
+        self._most_per_worker = most_per_worker
         self._heaps: dict[tuple[str, str, str], list[tuple[int, int, Want]]] = {}
         self._order = itertools.count()
         self._busy_until: dict[PeerId, float] = {}
@@ -159,7 +162,7 @@ class SchedulerCore:
 
     def _has_room(self, peer: Peer) -> bool:
         # A little more than the slots, so that a slot that frees itself has its next task waiting there.
-        room = peer.manifest.slots + max(1, peer.manifest.slots // 2)
+        room = min(self._most_per_worker, peer.manifest.slots + max(1, peer.manifest.slots // 2))
         return peer.id not in self._busy_until and self.in_flight[peer.id] < room
 
     def _cost(self, peer: Peer) -> tuple[float, int]:

@@ -19,7 +19,7 @@ from owm.directory import Directory, Peer
 from owm.errors import OwmError
 from owm.identity import Identity, PeerId
 from owm.net import Network, Penalty
-from owm.net.errors import NetworkError, ProtocolNotSupported
+from owm.net.errors import NetworkError, ProtocolNotSupported, TooManyStreams
 from owm.records import TaskReceipt
 from owm.store import Store, TaskEntry
 from owm.store.errors import StoreError
@@ -247,6 +247,11 @@ class TaskRequester:
             proof = await attempt.run(accepted, output)
         except TaskRefused as error:
             self._refused(job, worker, error)
+            return False
+        except TooManyStreams as error:  # ours is the limit: nobody failed
+            job.last_error = str(error)
+            job.life.refused()
+            self._scheduler.busy(worker.id)
             return False
         except FAULTS as error:
             self._network.penalise(worker.id, Penalty.MID_TOLERANCE, str(error))

@@ -41,6 +41,7 @@ class Scheduler:
     Args:
         min_tier: the network's own minimum.
         max_queued: tasks that may wait for a worker.
+        most_per_worker: tasks of ours at one worker; below the streams that we may open with a peer.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Scheduler:
         *,
         min_tier: str = "t0",
         max_queued: int = 2000,
+        most_per_worker: int = 1000,
     ) -> None:
         self._directory = directory
         self._store = store
@@ -63,6 +65,7 @@ class Scheduler:
             lambda peer: self.reliability.weight(peer, clock.time()),
             random,
             max_queued,
+            most_per_worker,
         )
         self._waiting: dict[int, trio.Event] = {}
         self._wake = trio.Event()

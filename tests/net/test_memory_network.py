@@ -199,7 +199,8 @@ async def test_a_left_peers_address_is_refused_and_can_be_taken_again(autojump_c
 async def test_streams_opened_without_end_are_paced_and_refused(autojump_clock: MockClock) -> None:
     hub = MemoryHub(Random(1), Link(latency=0.001))
     greedy = NetworkLimits(exempt_local=True, stream_rate=1e6, stream_burst=1e6)
-    async with hub.network(A, limits=greedy).running() as a, hub.network(B, limits=LIMITS).running() as b:
+    strict = NetworkLimits(exempt_local=True, stream_rate=50, stream_burst=200)
+    async with hub.network(A, limits=greedy).running() as a, hub.network(B, limits=strict).running() as b:
         b.handle(ECHO, echo)
         await connect(a, b)
         opened = 0
@@ -217,10 +218,10 @@ async def test_an_honest_peer_paces_itself_below_the_quota(autojump_clock: MockC
     async with pair(Link(latency=0.001)) as (_, a, b):
         await connect(a, b)
         began = trio.current_time()
-        for _ in range(500):
+        for _ in range(1500):
             async with await a.open_stream(B, ECHO):
                 pass
-        assert trio.current_time() - began >= 300 / 50 - 0.1
+        assert trio.current_time() - began >= 1000 / 200 - 0.1
         assert b.statistics().penalties == {}
 
 
