@@ -190,6 +190,10 @@ class _Pipelined(Exception):
     """The client sent more before its first request was answered."""
 
 
+class _OtherVersion(Exception):
+    """The client speaks another version of HTTP."""
+
+
 class _NoReading:
     """Stands where hypercorn waits for the response before it reads on, blind to the client's leaving."""
 
@@ -232,6 +236,8 @@ class _Http11(H11Protocol):  # type: ignore[misc]
             await self._handle_events()
         except _Pipelined:
             self._paused = True
+        except _OtherVersion:
+            await self._refuse_version()
 
     async def _resume(self) -> None:
         async with self._parsing:
@@ -245,9 +251,17 @@ class _Http11(H11Protocol):  # type: ignore[misc]
             except _Pipelined:
                 self._paused = True
                 self._ahead[:0] = data
+            except _OtherVersion:
+                await self._refuse_version()
+
+    async def _refuse_version(self) -> None:
+        await self._send_error_response(505)
+        await self.send(Closed())
 
     async def _check_protocol(self, event: Any) -> None:
-        """No upgrade to HTTP/2."""
+        """No upgrade to HTTP/2, and no HTTP/2 that is simply assumed."""
+        if event.http_version not in (b"1.0", b"1.1"):
+            raise _OtherVersion
 
     async def _create_stream(self, request: Any) -> None:
         """No upgrade to WebSocket either: who asks for one gets an ordinary answer."""

@@ -34,6 +34,7 @@ __all__ = ["KademliaDht", "dht_protocol", "provider_key"]
 _log = structlog.get_logger(__name__)
 
 _INBOUND_IDLE: Final = 120.0  # seconds after which a silent stream is closed
+_FIRST_SAVE: Final = 10.0
 _SAVE_EVERY: Final = 300.0
 _MAX_LINKS: Final = 256
 
@@ -125,19 +126,20 @@ class KademliaDht(Dht):
         if path is not None:
             core.remember(await trio.to_thread.run_sync(load_peers, path))
         self._note_addresses()
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            self._network.handle(self._protocol, self._serve)
-            nursery.start_soon(self._run_timers)
-            nursery.start_soon(self._watch_connections)
-            nursery.start_soon(self._keep_cache)
-            nursery.start_soon(self._close_unused)
-            try:
-                yield self
-            finally:
-                self._nursery = None
-                nursery.cancel_scope.cancel()
-        if path is not None:
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                self._network.handle(self._protocol, self._serve)
+                nursery.start_soon(self._run_timers)
+                nursery.start_soon(self._watch_connections)
+                nursery.start_soon(self._keep_cache)
+                nursery.start_soon(self._close_unused)
+                try:
+                    yield self
+                finally:
+                    self._nursery = None
+                    nursery.cancel_scope.cancel()
+        finally:
             with trio.CancelScope(shield=True):
                 await self._save()
 
@@ -370,8 +372,10 @@ class KademliaDht(Dht):
             self.core.move(Contact(bytes(self._network.peer_id), addresses))
 
     async def _keep_cache(self) -> None:
+        wait = _FIRST_SAVE  # soon at first, so that a crash after joining does not cost the way back
         while True:
-            await trio.sleep(_SAVE_EVERY)
+            await trio.sleep(wait)
+            wait = min(2 * wait, _SAVE_EVERY)
             self._note_addresses()
             await self._save()
 

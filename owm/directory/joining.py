@@ -44,6 +44,7 @@ class JoinStatus:
 
     joined: bool = False
     attempts: int = 0
+    leads: int = 0  #: how many the last attempt had
     failures: dict[str, str] = field(default_factory=dict)  #: what each lead failed with, the latest
 
     @property
@@ -51,7 +52,7 @@ class JoinStatus:
         if self.joined:
             return "joined"
         if not self.failures:
-            return "joining" if self.attempts else "alone: no peer to join through is known"
+            return "joining" if self.leads else "alone: no peer to join through is known"
         failed = "; ".join(f"{address}: {reason}" for address, reason in list(self.failures.items())[:5])
         return f"not joined after {self.attempts} attempts: {failed}"
 
@@ -115,10 +116,12 @@ class Joiner:
 
     async def _join(self) -> bool:
         self.status.attempts += 1
+        self.status.leads = 0
         for name, source in self._sources:
             for lead in await source():
                 if lead.peer == self._network.peer_id:
                     continue
+                self.status.leads += 1
                 if await self._dial(lead, name):
                     await self._dht.bootstrap()
                     return True

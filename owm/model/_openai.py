@@ -69,13 +69,15 @@ class OpenAIEngine(Engine):
         """Check that the server answers and knows the model, then serve.
 
         Raises:
-            ConfigError: it does not know the model; the message lists those that it knows.
+            ConfigError: it refuses the key, or does not know the model; the message lists those that it knows.
             EngineError: it does not answer.
         """
         base = self._settings.url.rstrip("/")
         async with httpx.AsyncClient(base_url=base, headers=self._headers, timeout=_TIMEOUT, trust_env=False) as client:
             try:
                 response = await client.get("/models")
+                if response.status_code in (401, 403):
+                    raise ConfigError(f"{base} refuses the key ({response.status_code}): check model.api_key_env")
                 response.raise_for_status()
                 known = [str(entry["id"]) for entry in response.json()["data"]]
             except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:

@@ -321,8 +321,6 @@ class Libp2pNetwork(Network):
         ends = [end for end in self._connections.get(peer, ()) if not end.leaving and not end.closed.is_set()]
         if not ends:
             raise NotConnected(f"there is no connection to {peer.short}")
-        if sum(len(end.streams) for end in self._connections[peer]) >= self.limits.max_streams_per_peer:
-            raise TooManyStreams(f"too many streams are open with {peer.short}")
         now = self._clock.monotonic()
         if bulk and self._admission.bytes_wait(now) > 0:
             raise NetworkError("the day's bytes are used up: no bulk transfers for now")
@@ -331,6 +329,8 @@ class Libp2pNetwork(Network):
             ends = [end for end in ends if not end.leaving and not end.closed.is_set()]
             if not ends:
                 raise NotConnected(f"the connection to {peer.short} went away")
+        if sum(len(end.streams) for end in self._connections[peer]) >= self.limits.max_streams_per_peer:
+            raise TooManyStreams(f"too many streams are open with {peer.short}")
         stream = ends[0].open_stream(bulk=bulk)
         await agree_on(stream, protocol, self.limits.handshake_timeout)
         stream.faults = self._faults

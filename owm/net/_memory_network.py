@@ -47,6 +47,8 @@ _KEEP_ALIVE: Final = 30.0  # seconds without an answer until a connection is giv
 _NAT_MAPPING: Final = 60.0  # seconds for which a cone NAT lets in whom its peer has talked to
 _POLITE: Final = 1.0
 
+_TRIM_EVERY: Final = 5.0  # seconds; only where the day's bytes are bounded, for other trims come with connections
+
 
 class MemoryNetwork(Network):
     """A peer's access to a :class:`MemoryHub`; made by :meth:`MemoryHub.network`."""
@@ -86,6 +88,8 @@ class MemoryNetwork(Network):
                 self._nursery = nursery
                 self._timeline.running = True
                 nursery.start_soon(self._timeline.run)
+                if self.limits.max_bytes_per_day:
+                    nursery.start_soon(self._keep_budget)
                 try:
                     yield self
                 finally:
@@ -221,8 +225,6 @@ class MemoryNetwork(Network):
         connections = self._connections.get(peer)
         if not connections:
             raise NotConnected(f"there is no connection to {peer.short}")
-        if len(connections[0].streams) >= self.limits.max_streams_per_peer:
-            raise TooManyStreams(f"too many streams are open with {peer.short}")
         now = trio.current_time()
         if bulk and self._admission.bytes_wait(now) > 0:
             raise NetworkError("the day's bytes are used up: no bulk transfers for now")
@@ -230,6 +232,8 @@ class MemoryNetwork(Network):
         if peer not in self._connections:
             raise NotConnected(f"the connection to {peer.short} went away")
         connections = self._connections[peer]
+        if len(connections[0].streams) >= self.limits.max_streams_per_peer:
+            raise TooManyStreams(f"too many streams are open with {peer.short}")
         stream = connections[0].open(protocol, bulk)
         try:
             await stream.opened.wait()
@@ -314,6 +318,11 @@ class MemoryNetwork(Network):
         if len(ends) == 1:
             self._events.publish(PeerConnected(peer, connection.inbound))
         self._trim()
+
+    async def _keep_budget(self) -> None:
+        while True:
+            await trio.sleep(_TRIM_EVERY)
+            self._trim()
 
     def _trim(self) -> None:
         for extra in self._admission.to_trim(trio.current_time()):

@@ -208,3 +208,67 @@ async def test_a_flood_of_huge_prompts_reaches_no_worker(world: World) -> None:
     assert world.engine.generated == 0
     statistics = world.gateway.backend.statistics()
     assert (statistics.tasks_completed, statistics.tasks_failed, statistics.tasks_running) == (0, 0, 0)
+
+
+def h2_frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+
+
+@pytest.mark.attack("A10")
+async def test_http2_rapid_resets_find_no_http2(world: World) -> None:
+    """A preface and 5,000 requests that are each reset at once: one refusal, no task, and others are served."""
+    headers = b"\x82\x87\x84\x41\x09127.0.0.1"  # GET https / with an authority
+    flood = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + h2_frame(4, 0, 0, b"")
+    for number in range(5000):
+        stream = 2 * number + 1
+        flood += h2_frame(1, 5, stream, headers) + h2_frame(3, 0, stream, b"\0\0\0\x08")
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        answers = []
+        for _ in range(20):
+            client = trio.socket.socket()
+            await client.connect(("127.0.0.1", world.port))
+            got = b""
+            try:
+                with trio.fail_after(10):
+                    await _send_all(client, flood)
+                    while piece := await client.recv(65536):
+                        got += piece
+            except OSError:
+                pass  # reset while we were still sending
+            finally:
+                client.close()
+            answers.append(got)
+        gc.collect()
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert all(len(answer) < 4096 and b" 200 " not in answer.split(b"\r\n")[0] for answer in answers)
+    assert after - before < 2 * 2**20
+    assert world.gateway.backend.statistics().tasks_running == 0
+    async with world.client() as client:
+        response = await client.post("/v1/query", json={"query": "Hello", "max_tokens": 2})
+        assert response.status_code == 200
+
+
+@pytest.mark.attack("A10")
+async def test_an_upgrade_to_http2_is_not_taken(world: World) -> None:
+    client = trio.socket.socket()
+    await client.connect(("127.0.0.1", world.port))
+    await client.send(
+        b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade, HTTP2-Settings, close\r\n"
+        b"Upgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n\r\n"
+    )
+    got = b""
+    with trio.fail_after(10):
+        while piece := await client.recv(65536):
+            got += piece
+    client.close()
+    assert got.startswith(b"HTTP/1.1 200") and b"101 " not in got.split(b"\r\n")[0]
+
+
+async def _send_all(client: trio.socket.SocketType, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[await client.send(view) :]

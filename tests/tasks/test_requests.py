@@ -11,7 +11,7 @@ import trio
 from owm.errors import TemporaryError, UsageError
 from owm.identity import Identity
 from owm.model import Done, GenerateRequest, Token
-from owm.net import write_frame
+from owm.net import NetworkLimits, write_frame
 from owm.net.errors import DialFailed, StreamReset
 from owm.tasks import (
     Completed,
@@ -290,3 +290,21 @@ async def test_an_engine_that_crashed_costs_the_task_one_attempt(autojump_clock:
         failed = await made.workers[0].store.tasks(state="failed")
         assert sum(attempts) - 6 == len(failed) >= 1
         assert failed[0].error == "engine: the engine died"
+
+
+async def test_our_own_limit_of_streams_loses_no_task(autojump_clock: object) -> None:
+    """More at once than streams may be open with the only worker: they wait their turn, and it is not blamed."""
+    async with world() as made:
+        made.network.limits = NetworkLimits(exempt_local=True, max_streams_per_peer=8)
+        peer = await made.add_worker(WorkerLimits(slots=30, queue=60))
+        done: list[str] = []
+
+        async def one(number: int) -> None:
+            done.append((await ask(made, question(4, f"number {number}")))[0])
+
+        async with trio.open_nursery() as nursery:
+            for number in range(40):
+                nursery.start_soon(one, number)
+        assert done == [whole(4)] * 40
+        assert peer.engine.most_active <= 8
+        assert made.scheduler.reliability.weight(peer.identity.peer_id, made.clock.time()) > 0.9
