@@ -68,6 +68,8 @@ def busiest(workers: list[Member], before: dict[str, float]) -> Member:
 def kill(member: Member, victim: str) -> None:
     pid = engine_of(member).pid if victim == "engine" else member.process.pid if member.process else 0
     os.kill(pid, signal.SIGKILL)
+    if victim == "worker" and member.process is not None:
+        member.process.wait(10)  # so that its exit code is there when the round looks for who died
 
 
 class Lab:

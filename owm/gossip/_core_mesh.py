@@ -51,6 +51,9 @@ class Meshes(Generic[P]):
                 continue  # answering would only help who floods unknown topics
             if peer.id in topic.mesh:
                 continue
+            if peer.id not in topic.peers:  # a mesh has subscribers only: who never subscribed would never be removed
+                prunes.append(self._prune(topic, peer, exchange=False))
+                continue
             until = topic.backoff.get(peer.id)
             if until is not None and now < until:
                 state.misbehaved(peer, "GRAFT during back-off", now)

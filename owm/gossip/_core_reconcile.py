@@ -95,13 +95,14 @@ class Reconciliation:
 
     Args:
         ours: must not change meanwhile.
-        limit: ids that may turn out missing; what is beyond waits for the next time.
+        limit: ids that may turn out missing; what is beyond waits for the next time. It also bounds the questions.
     """
 
     def __init__(self, ours: Summary, limit: int = 100_000) -> None:
         self._ours = ours
         self._limit = limit
         self._open: list[str] = [""]
+        self._budget = 1024 + limit // 2  # prefixes: an honest leaf has several ids
         self.missing: list[bytes] = []
         self.surplus: list[bytes] = []
 
@@ -115,6 +116,9 @@ class Reconciliation:
         """Take the other side's nodes for prefixes that were asked; raises ProtocolViolation for nonsense."""
         if len(nodes) != len(prefixes):
             raise ProtocolViolation("a summary with other prefixes than were asked for")
+        self._budget -= len(prefixes)
+        if self._budget < 0:
+            raise ProtocolViolation("a summary without end")
         asked = set(prefixes)
         self._open = [prefix for prefix in self._open if prefix not in asked]
         for prefix, (ids, children) in zip(prefixes, nodes, strict=True):
