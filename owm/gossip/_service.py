@@ -122,6 +122,8 @@ class GossipService(Gossip):
             finally:
                 nursery.cancel_scope.cancel()
                 self._nursery = None
+                for peer in list(self._outboxes):
+                    self._left(peer)
                 for topic in list(self._topics):
                     self._end(topic)
 
