@@ -1,4 +1,4 @@
-"""The DHT over real sockets: ours beside py-libp2p's and bmuller's ``kademlia``, and the cores alone.
+"""The DHT over real sockets: ours beside go-libp2p's, py-libp2p's and bmuller's ``kademlia``, and the cores alone.
 
 Each network runs in one process of its own, all peers on loopback; CPU is summed over all of them, less what the same
 network used while idle. ``kademlia`` is plain UDP without identities, encryption or signatures: a bound, not a rival.
@@ -10,58 +10,21 @@ import argparse
 import asyncio
 import heapq
 import json
-import os
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from random import Random
 from typing import Any
 
 import trio
 
+from benchmarks import _dht_processes, _dht_rivals
+from benchmarks._meter import Figures, Meter
 from benchmarks._report import Result, main
 
-Figures = dict[str, dict[str, float]]
-_IDLE_SECONDS = 3.0
 _NETWORK = "benchmark"
-
-
-class Meter:
-    """Times operations and counts their CPU, less the idle CPU of the network."""
-
-    def __init__(self) -> None:
-        self.idle = 0.0
-        self.figures: Figures = {}
-
-    async def rest(self, sleep: Callable[[float], Awaitable[None]]) -> None:
-        await sleep(1.0)
-        cpu = time.process_time()
-        await sleep(_IDLE_SECONDS)
-        self.idle = (time.process_time() - cpu) / _IDLE_SECONDS
-
-    async def measure(
-        self, name: str, operations: list[Callable[[], Awaitable[bool]]], sent: Callable[[], int] | None = None
-    ) -> None:
-        latencies: list[float] = []
-        succeeded = 0
-        messages = sent() if sent else 0
-        cpu, started = time.process_time(), time.perf_counter()
-        for operation in operations:
-            at = time.perf_counter()
-            succeeded += await operation()
-            latencies.append(time.perf_counter() - at)
-        used = time.process_time() - cpu - self.idle * (time.perf_counter() - started)
-        latencies.sort()
-        self.figures[name] = {
-            "success": succeeded / len(operations),
-            "p50": statistics.median(latencies) * 1000,
-            "p99": latencies[int(len(latencies) * 0.99)] * 1000,
-            "cpu": used / len(operations) * 1000,
-            "messages": ((sent() if sent else 0) - messages) / len(operations),
-        }
 
 
 async def _ours(nodes: int, operations: int) -> Figures:
@@ -91,6 +54,7 @@ async def _ours(nodes: int, operations: int) -> Figures:
                 idle=600.0,  # as the others: connections stay up
                 keep=nodes,
                 crowd=nodes,
+                in_region=lambda key: b"region" in key,
             )
             await stack.enter_async_context(dht.running())
             if first is None:
@@ -134,88 +98,23 @@ async def _ours(nodes: int, operations: int) -> Figures:
         async def find(n: int) -> bool:
             return await reader().find_peer(owners[n][0].peer_id) is not None
 
-        for name, call in (("provide", provide), ("find_providers", providers), ("store", put), ("read", get)):
+        async def region_put(n: int) -> bool:
+            return await owners[n][1].provide(b"region %d" % n) > 0
+
+        async def region_get(n: int) -> bool:
+            return len(await reader().find_providers(b"region %d" % n)) == 1
+
+        for name, call in (
+            ("provide", provide),
+            ("find_providers", providers),
+            ("store", put),
+            ("read", get),
+            ("region store", region_put),
+            ("region read", region_get),
+        ):
             await meter.measure(name, [lambda n=n, call=call: call(n) for n in range(operations)], sent)
         await meter.measure("find_peer", [lambda n=n: find(n) for n in range(operations)], sent)
     return meter.figures
-
-
-async def _bmuller(nodes: int, operations: int) -> Figures:
-    from kademlia.network import Server
-
-    meter = Meter()
-    servers: list[Any] = []
-    for _ in range(nodes):
-        server = Server()
-        await server.listen(0, interface="127.0.0.1")
-        if servers:
-            await server.bootstrap([servers[0].transport.get_extra_info("sockname")])
-        servers.append(server)
-    random = Random(1)
-    await meter.rest(asyncio.sleep)
-
-    async def put(n: int) -> bool:
-        return bool(await servers[n % nodes].set(f"key {n}", "v" * 200))
-
-    async def get(n: int) -> bool:
-        return await random.choice(servers).get(f"key {n}") is not None
-
-    await meter.measure("store", [lambda n=n: put(n) for n in range(operations)])
-    await meter.measure("read", [lambda n=n: get(n) for n in range(operations)])
-    for server in servers:
-        server.stop()
-    return meter.figures
-
-
-async def _library(nodes: int, operations: int) -> Figures:
-    from libp2p import new_host
-    from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
-    from libp2p.peer.peerinfo import PeerInfo
-    from libp2p.records.validator import NamespacedValidator, Validator
-    from libp2p.tools.anyio_service import background_trio_service
-    from multiaddr import Multiaddr
-
-    class Anything(Validator):  # type: ignore[misc]  # the library is untyped
-        def validate(self, key: str, value: bytes) -> None:
-            return None
-
-        def select(self, key: str, values: list[bytes]) -> int:
-            return 0
-
-    meter = Meter()
-    async with AsyncExitStack() as stack:
-        dhts: list[Any] = []
-        hosts: list[Any] = []
-        for _ in range(nodes):
-            host = new_host()
-            await stack.enter_async_context(host.run(listen_addrs=[Multiaddr("/ip4/127.0.0.1/tcp/0")]))
-            dht = KadDHT(host, DHTMode.SERVER, validator=NamespacedValidator({"owm": Anything()}))
-            if hosts:
-                await host.connect(PeerInfo(hosts[0].get_id(), hosts[0].get_addrs()))
-                await dht.routing_table.add_peer(PeerInfo(hosts[0].get_id(), hosts[0].get_addrs()))
-            await stack.enter_async_context(background_trio_service(dht))
-            dhts.append(dht)
-            hosts.append(host)
-        for dht in dhts:
-            with trio.move_on_after(10):
-                await dht.refresh_routing_table()
-        random = Random(1)
-        await meter.rest(trio.sleep)
-
-        async def put(n: int) -> bool:
-            await dhts[n % nodes].put_value(f"/owm/key{n}", b"v" * 200)
-            return True
-
-        async def get(n: int) -> bool:
-            dht = random.choice(dhts)
-            dht.value_store.remove(f"/owm/key{n}".encode())  # or it answers from its own store, however old
-            return await dht.get_value(f"/owm/key{n}") is not None
-
-        await meter.measure("store", [lambda n=n: put(n) for n in range(operations)])
-        await meter.measure("read", [lambda n=n: get(n) for n in range(operations)])
-        print(json.dumps(meter.figures), flush=True)
-        # Leaving takes the library a fifth of a second per connection, one after the other.
-        os._exit(0)
 
 
 def _cores_alone(nodes: int, operations: int) -> Figures:
@@ -274,8 +173,10 @@ def _cores_alone(nodes: int, operations: int) -> Figures:
 
 _NETWORKS: dict[str, Callable[[int, int], Figures]] = {
     "ours": lambda nodes, operations: trio.run(_ours, nodes, operations),
-    "bmuller": lambda nodes, operations: asyncio.run(_bmuller(nodes, operations)),
-    "py-libp2p": lambda nodes, operations: trio.run(_library, nodes, operations),
+    "apart": lambda nodes, operations: trio.run(_dht_processes.network, nodes, operations),
+    "go-libp2p": lambda nodes, operations: trio.run(_dht_rivals.go, nodes, operations),
+    "bmuller": lambda nodes, operations: asyncio.run(_dht_rivals.bmuller(nodes, operations)),
+    "py-libp2p": lambda nodes, operations: trio.run(_dht_rivals.library, nodes, operations),
     "cores": _cores_alone,
 }
 
@@ -296,6 +197,8 @@ def run(quick: bool) -> list[Result]:
     """The DHT at 50 nodes (20 with --quick) on loopback: success, latency, CPU and messages of each operation."""
     nodes, operations = (20, 20) if quick else (50, 60)
     ours = _in_a_process("ours", nodes, operations)
+    apart = _in_a_process("apart", 20, 20 if quick else 60)
+    go = _in_a_process("go-libp2p", nodes, operations)
     rival = _in_a_process("bmuller", nodes, operations)
     library = _in_a_process("py-libp2p", nodes, 10 if quick else 30)
     cores = _in_a_process("cores", 256 if quick else 1024, 100)
@@ -305,6 +208,18 @@ def run(quick: bool) -> list[Result]:
         results.extend(Result(f"{name}: {key}", "ms", figures[key]) for key in ("p50", "p99"))
         results.append(Result(f"{name}: messages", "", figures["messages"]))
         results.append(Result(f"{name}: CPU of all nodes", "ms", figures["cpu"]))
+    for name, goal in (("store", 0.3), ("read", 0.85)):
+        same = "provide" if name == "store" else "find_providers"  # go's daemon stores nothing else
+        cpu, p50 = ours[same]["cpu"], ours[same]["p50"]
+        results.append(Result(f"{same}: CPU", "ms", cpu, go[name]["cpu"], "go-libp2p", goal))
+        results.append(Result(f"{same}: p50", "ms", p50, go[name]["p50"], "go-libp2p"))
+    for name, figures in apart.items():
+        title = f"20 processes, {name}"
+        results.append(Result(f"{title}: success", "", figures["success"], goal=1.0, relation=">="))
+        stopped = "stopped" in name
+        results.append(Result(f"{title}: p99", "ms", figures["p99"], goal=3000.0 if stopped else None))
+        if not stopped:
+            results.append(Result(f"{title}: CPU of all nodes", "ms", figures["cpu"]))
     for name in ("store", "read"):
         cpu = ours[name]["cpu"]
         results.append(Result(f"{name}: CPU", "ms", cpu, library[name]["cpu"], "py-libp2p", 1 / 12))
