@@ -188,6 +188,6 @@ def run(quick: bool) -> list[Result]:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--rival"]:
         _, _, chosen, count, per_second, duration = sys.argv
-        print(json.dumps(trio.run(getattr(_gossip_rivals, chosen), int(count), float(per_second), float(duration))))
+        trio.run(getattr(_gossip_rivals, chosen), int(count), float(per_second), float(duration))
     else:
         main("gossip", run)

@@ -174,6 +174,7 @@ class Identity:
         return identity
 
 
+@lru_cache(maxsize=4096)  # the curve's conversion costs a third of sealing a task
 def box_key_of(peer: PeerId) -> PublicKey:
     """The X25519 key to seal a payload to ``peer`` with; raises ValueError for ids without an Ed25519 key."""
     key = peer.public_key

@@ -52,7 +52,7 @@ class Event(_Table, frozen=True):
     """Something that happens to the network at a given time."""
 
     at: float  #: seconds
-    kind: Literal["partition", "heal", "stop", "freeze"]
+    kind: Literal["partition", "heal", "stop", "freeze", "restart"]
     share: Share = 0.5  #: of the nodes that it strikes
     first: bool = False  #: strike the first (bootstrap) node instead
     one_way: bool = False
@@ -129,6 +129,27 @@ def load_scenario(name: str, *, nodes: int | None = None, duration: float | None
     try:
         scenario = msgspec.convert(tomllib.loads(text), Scenario)
         changes = {k: v for k, v in (("nodes", nodes), ("duration", duration)) if v is not None}
-        return msgspec.convert(msgspec.to_builtins(msgspec.structs.replace(scenario, **changes)), Scenario)
+        scenario = msgspec.convert(msgspec.to_builtins(msgspec.structs.replace(scenario, **changes)), Scenario)
     except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise ConfigError(f"the scenario {name!r} is not valid: {error}") from error
+    if reason := _impossible(scenario):
+        raise ConfigError(f"the scenario {name!r} cannot be run: {reason}")
+    return scenario
+
+
+def _impossible(scenario: Scenario) -> str:
+    """What is wrong although every field is valid by itself; empty when nothing is."""
+    adversary = scenario.adversary
+    if adversary.kind != "none":
+        if adversary.count > scenario.nodes - 2:
+            return (
+                f"{adversary.count} of {scenario.nodes} nodes would be attackers, and two honest ones are the least: "
+                "ask for more nodes, or lower adversary.count"
+            )
+        if adversary.near > adversary.count:
+            return f"adversary.near is {adversary.near}, of {adversary.count} attackers: lower it, or raise the count"
+    if sum(scenario.population.nat.values()) > 1 + 1e-9:
+        return "the shares in population.nat add up to more than 1"
+    if not (scenario.dht or scenario.gossip):
+        return "neither dht nor gossip takes part: set one of them to true"
+    return ""

@@ -29,6 +29,7 @@ __all__ = ["World"]
 
 _QUERY, _RESPONSE, _RPC = 0, 1, 2
 _SAMPLE_EVERY: Final = 10.0
+_MEET_EVERY: Final = 20 * SECOND
 _REFUSED_AFTER: Final = 50_000  # microseconds until a stopped peer's machine refuses a connection
 _TOLERANCE: Final = 2 * 3600.0
 
@@ -93,6 +94,8 @@ class World:
         if node.gossip is not None:
             self.gossip_effects(node, node.gossip.subscribe(self.topic, heap.seconds))
             heap.at(heap.now + random.randrange(SECOND), self._beat, node, node.version)
+            if self._dht is not None and not node.hostile:
+                heap.at(heap.now + random.randrange(_MEET_EVERY), self._meet, node, node.version)
         if node.dht is not None and not node.hostile:
             self.dht_effects(node)
 
@@ -117,6 +120,20 @@ class World:
             other = self.random_honest(self._chance, but=node)
             if other.online and other is not node:
                 self.link(node, other)
+
+    def _meet(self, node: Node, version: int) -> None:
+        """The DHT's connections are gossip's too: now and then a new one comes, and an old one goes."""
+        if node.version != version or not node.online or node.dht is None:
+            return
+        for contact in node.dht.table.sample(self._chance, 1):
+            other = self._by_id.get(contact.id)
+            if other is not None and not node.frozen:
+                self.link(node, other)
+        if len(node.links) > 2 * self.scenario.population.degree:
+            oldest = self.nodes[next(iter(node.links))]
+            self._unlink(oldest, node.index)
+            self._unlink(node, oldest.index)
+        self.heap.at(self.heap.now + _MEET_EVERY, self._meet, node, version)
 
     def _leave(self, node: Node) -> None:
         node.online = False
@@ -180,6 +197,19 @@ class World:
                 self._leave(node)
             elif event.kind == "freeze":
                 node.frozen = True
+            elif event.kind == "restart" and node.online:
+                cache = node.dht.export_peers() if node.dht is not None else []
+                self._leave(node)
+                self.heap.at(self.heap.now + 5 * SECOND, self._restart, node, cache)
+
+    def _restart(self, node: Node, cache: list[Contact]) -> None:
+        """Come back with nothing but the peer cache that a peer keeps on its disk."""
+        self._come_online(node)
+        if node.dht is not None:
+            node.dht.remember(cache)
+            node.dht.start_bootstrap([], self.heap.seconds)
+            self.dht_effects(node)
+        self._widen(node)
 
     def random_honest(self, random: Random, but: Node | None = None) -> Node:
         """A random honest node that is online; the first node when there is none."""
