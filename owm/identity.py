@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -174,7 +174,7 @@ class Identity:
         return identity
 
 
-@lru_cache(maxsize=4096)  # the curve's conversion costs a third of sealing a task
+@lru_cache(maxsize=4096)
 def box_key_of(peer: PeerId) -> PublicKey:
     """The X25519 key to seal a payload to ``peer`` with; raises ValueError for ids without an Ed25519 key."""
     key = peer.public_key
