@@ -85,8 +85,6 @@ async def _serve(count: int, first: int) -> None:
 
         async def load(rate: float, seconds: float) -> dict[str, Any]:
             before = [(p.gossip.opened, p.gossip.statistics().duplicates) for p in peers]
-            for peer in peers:
-                peer.latencies.clear()
             cpu, began = time.process_time(), time.perf_counter()
             published = 0
             while (now := time.perf_counter() - began) < seconds:
@@ -96,9 +94,12 @@ async def _serve(count: int, first: int) -> None:
                 await trio.sleep(0.005)
             await trio.sleep(2.5)
             after = [(p.gossip.opened, p.gossip.statistics().duplicates) for p in peers]
+            latencies = sorted(latency for peer in peers for latency in peer.latencies)
+            for peer in peers:  # here and not before: the other process may publish before we are told to
+                peer.latencies.clear()
             return {
                 "published": published,
-                "latencies": sorted(latency for peer in peers for latency in peer.latencies),
+                "latencies": latencies,
                 "cpu": time.process_time() - cpu,
                 "seconds": time.perf_counter() - began,
                 "opened": sum(b[0] - a[0] for a, b in zip(before, after, strict=True)),

@@ -16,16 +16,22 @@ import argparse
 import json
 import logging
 import operator
+import os
+import platform
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
 from typing import Final, Literal
 
 import structlog
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["Result", "main"]
+__all__ = ["Result", "main", "save"]
+
+RESULTS: Final = Path(__file__).parent / "results"
 
 _RELATIONS: Final = {"<=": operator.le, ">=": operator.ge}
 
@@ -76,6 +82,7 @@ def main(name: str, run: Callable[[bool], Sequence[Result]], argv: Sequence[str]
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=run.__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object (the default when piped)")
     parser.add_argument("--quick", action="store_true", help="take less than a minute; less exact")
+    parser.add_argument("--save", action="store_true", help="also write benchmarks/results, for docs/performance.md")
     parser.add_argument("--check", action="store_true", help="exit 1 when a goal is missed")
     options = parser.parse_args(argv)
     structlog.configure(  # the report alone belongs on standard output
@@ -87,8 +94,28 @@ def main(name: str, run: Callable[[bool], Sequence[Result]], argv: Sequence[str]
         print(json.dumps({"benchmark": name, "results": [result.as_json() for result in results]}))
     else:
         _print_table(name, results)
+    if options.save:
+        save(name, [result.as_json() for result in results], f"python -m benchmarks.{name}{' --quick' * options.quick}")
     if options.check and any(result.met is False for result in results):
         raise SystemExit(1)
+
+
+def save(name: str, results: Sequence[dict[str, object]], command: str) -> Path:
+    """Write a run where `make docs` finds it."""
+    rows = []
+    for result in results:
+        target = str(result["goal"] or "")
+        if result["ratio"] is not None:
+            target = f"{result['ratio']:.2g} of {result['baseline_name']}" + (f", goal {target}" if target else "")
+        if result["met"] is False:
+            target += ": missed"
+        rows.append({"name": result["metric"], "value": result["ours"], "unit": result["unit"], "target": target})
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
+    found = {"benchmark": name, "measured_at": f"{date.today():%Y-%m-%d}", "machine": machine, "command": command}
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({**found, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    return path
 
 
 def _print_table(name: str, results: Sequence[Result]) -> None:

@@ -28,7 +28,7 @@ def render() -> str:
         lines += [f"`{found['command']}`, {found['measured_at']}, on {found['machine']}.", ""]
         lines += ["| what | measured | target |", "|---|---|---|"]
         lines += [
-            f"| {row['name']} | {row['value']:g} {row.get('unit', '')} | {row.get('target') or '-'} |".replace(
+            f"| {row['name']} | {row['value']:.4g} {row.get('unit', '')} | {row.get('target') or '-'} |".replace(
                 " |", " |"
             )
             for row in found["rows"]
