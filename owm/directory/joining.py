@@ -28,6 +28,7 @@ _FIRST_BACKOFF: Final = 0.5
 _LONGEST_BACKOFF: Final = 60.0
 _LOOK_AGAIN: Final = 15.0
 _DIAL_SECONDS: Final = 12.0
+_REMEMBERED_SECONDS: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +118,10 @@ class Joiner:
     async def _join(self) -> bool:
         self.status.attempts += 1
         self.status.leads = 0
+        with trio.move_on_after(_REMEMBERED_SECONDS):
+            await self._dht.bootstrap()  # through peers remembered from earlier runs
+        if self._network.connections():
+            return True
         for name, source in self._sources:
             for lead in await source():
                 if lead.peer == self._network.peer_id:

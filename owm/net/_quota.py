@@ -11,6 +11,7 @@ from owm.identity import PeerId
 
 __all__ = ["PeerQuotas", "Quota", "QuotaTable", "Rate"]
 
+_SWEEP_FROM: Final = 16
 _SUBNET_SHARE: Final = 4  # peers' worth of rate that one subnet group gets, however many ids it has
 
 
@@ -80,6 +81,7 @@ class QuotaTable:
         self._rate = rate
         self._capacity = max(1, capacity)
         self._quotas: OrderedDict[Hashable, Quota] = OrderedDict()
+        self._sweep_at = _SWEEP_FROM  # full buckets go whenever their number may have doubled: amortised, no timer
         self.refused = 0  #: takes that did not fit, since start
 
     def __len__(self) -> int:
@@ -103,8 +105,9 @@ class QuotaTable:
     def _get(self, key: Hashable, now: float) -> Quota:
         quota = self._quotas.get(key)
         if quota is None:
-            if len(self._quotas) >= self._capacity:
+            if len(self._quotas) >= min(self._sweep_at, self._capacity):
                 self._forget(now)
+                self._sweep_at = max(_SWEEP_FROM, 2 * len(self._quotas))
             quota = self._quotas[key] = Quota(self._rate)
         self._quotas.move_to_end(key)
         return quota

@@ -117,9 +117,9 @@ def test_one_seed_gives_one_trace_in_any_process_and_another_seed_another() -> N
         "t.DhtParams.__init__.__defaults__ = tuple(2 if f == 'alpha' else v for f, v in zip(n, d))",
         "import owm.gossip._core_params as t; "
         "d = t.GossipParams.__init__.__defaults__; n = list(t.GossipParams.__dataclass_fields__); "
-        "t.GossipParams.__init__.__defaults__ = tuple(7 if f == 'd' else v for f, v in zip(n, d))",
+        "t.GossipParams.__init__.__defaults__ = tuple(2 if f == 'd_lazy' else v for f, v in zip(n, d))",
     ],
-    ids=["alpha of the DHT", "D of gossip"],
+    ids=["alpha of the DHT", "D_lazy of gossip"],
 )
 def test_the_cores_that_run_are_those_of_peers(change: str) -> None:
     """Altering a core's constant alters the trace."""
