@@ -171,4 +171,7 @@ async def network(nodes: int, operations: int) -> Figures:
 
 if __name__ == "__main__":
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    from owm.peer import settle_memory
+
+    settle_memory()
     trio.run(_node, int(sys.argv[1]))

@@ -23,6 +23,7 @@ from owm.gossip import GossipParams, GossipService, Received, ScoreParams
 from owm.identity import Identity
 from owm.net import NetworkLimits
 from owm.net.libp2p import Libp2pNetwork
+from owm.peer import settle_memory
 from owm.records import LogHead, sign_record
 
 _NETWORK = "0123456789abcdef0123456789abcdef"
@@ -123,4 +124,5 @@ def _say(value: object) -> None:
 
 if __name__ == "__main__":
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    settle_memory()
     trio.run(_serve, int(sys.argv[1]), int(sys.argv[2]))

@@ -20,7 +20,7 @@ from owm.hardware import Hardware
 from owm.identity import Identity
 from owm.model.testing import StandInEngine
 from owm.net.libp2p import Libp2pNetwork
-from owm.peer import Parts, Peer, limits_of
+from owm.peer import Parts, Peer, limits_of, settle_memory
 from owm.store import Store
 
 __all__ = ["parts_of"]
@@ -63,4 +63,5 @@ async def _run(bootstrap: str) -> None:
 
 if __name__ == "__main__":
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    settle_memory()
     trio.run(_run, sys.argv[1])

@@ -28,7 +28,7 @@ from owm.cli._local import local_key
 from owm.config import ModelSettings
 from owm.errors import OwmError
 from owm.model import ChatMessage, Done, GenerateRequest, Token, engine_of
-from owm.peer import Peer
+from owm.peer import Peer, settle_memory
 
 PROMPTS = (
     "What is the capital of Norway?",
@@ -208,6 +208,7 @@ def run(quick: bool) -> list[Result]:
     """All arms, one after the other."""
     cores = sorted(os.sched_getaffinity(0))
     repeats = 1 if quick else 4
+    settle_memory()  # as a peer does
     crowd = trio.run(partial(_crowd, 200 if quick else 1000, 3))
     if len(cores) > 1:
         os.sched_setaffinity(0, set(cores[1:]))  # and every process that we start, but for the engines
