@@ -85,6 +85,7 @@ class Joiner:
         self._target = target
         self.status = JoinStatus()
         self._settled = trio.Event()
+        self._turned = trio.Event()  # from alone to connected, or back
 
     async def wait_joined(self) -> None:
         """Return once we are connected and the routing table has been filled, or when there is nobody to join."""
@@ -92,21 +93,37 @@ class Joiner:
 
     async def run(self) -> None:
         """Join, then keep the number of connections up. Runs until cancelled, which leaves connections as they are."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch)
+            await self._keep_joined()
+
+    async def _keep_joined(self) -> None:
         backoff = _FIRST_BACKOFF
         while True:
-            if not self._network.connections():
-                self.status.joined = False
-                if await self._join():
-                    backoff = _FIRST_BACKOFF
-                else:
-                    if not self.status.failures:
-                        self._settled.set()  # the first peer of a network has nobody to join
-                    await trio.sleep(backoff * self._random.uniform(0.75, 1.25))
-                    backoff = min(backoff * 2, _LONGEST_BACKOFF)
-                    continue
-            self._note_joined()
-            await self._widen()
-            await trio.sleep(_LOOK_AGAIN * self._random.uniform(0.75, 1.25))
+            self._turned = trio.Event()
+            if self._network.connections():
+                self._note_joined()
+                await self._widen()
+                wait = _LOOK_AGAIN
+            elif await self._join():
+                backoff = _FIRST_BACKOFF
+                continue
+            else:
+                if not self.status.failures:
+                    self._settled.set()  # the first peer of a network has nobody to join
+                wait = backoff
+                backoff = min(backoff * 2, _LONGEST_BACKOFF)
+            with trio.move_on_after(wait * self._random.uniform(0.75, 1.25)):
+                await self._turned.wait()
+
+    async def _watch(self) -> None:
+        """Notice at once when the last connection goes, and when somebody dials us who were alone."""
+        async with self._network.events() as events:
+            async for _ in events:
+                connected = bool(self._network.connections())
+                if connected != self.status.joined:
+                    self.status.joined = False
+                    self._turned.set()
 
     def _note_joined(self) -> None:
         if not self.status.joined:

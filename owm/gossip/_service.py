@@ -38,7 +38,8 @@ _PATIENCE: Final = 30.0  # seconds in which a peer must take something
 _OUTBOX_BYTES: Final = 1 << 20
 _AT_ONCE: Final = 16  # validations before others get their turn
 _FETCH_FROM: Final = 2
-_FETCH_WAIT: Final = 10.0
+_FETCH_HURRY: Final = 10.0  # seconds in which a newcomer looks for somebody to ask at every turn
+_FETCH_PATIENCE: Final = 2.0
 _VERDICTS: Final = {
     Validation.ACCEPT: Verdict.ACCEPT,
     Validation.IGNORE: Verdict.IGNORE,
@@ -369,23 +370,28 @@ class GossipService(Gossip):
             return
         asked: set[PeerId] = set()
         answered = 0
-        with trio.move_on_after(_FETCH_WAIT):
-            while answered < _FETCH_FROM and topic in self._topics:
-                fresh = [p for p in (*self.core.mesh(topic), *self.core.subscribers(topic)) if p not in asked]
-                if not fresh:
-                    await trio.sleep(self._params.heartbeat / 4)
-                    continue
-                peer = fresh[0]
-                asked.add(peer)
-                try:
-                    envelopes = await self.sync.fetch_all(peer, topic)
-                except (NetworkError, ProtocolNotSupported, ProtocolViolation) as error:
-                    _log.debug("a first fetch failed", topic=topic, peer=peer.short, error=str(error))
-                    continue
-                answered += 1
-                for batch in _in_batches(envelopes):
-                    self._admit_fetched(topic, batch, peer)
-                    await trio.lowlevel.checkpoint()
+        hurry_until = trio.current_time() + _FETCH_HURRY
+        while answered < _FETCH_FROM and topic in self._topics:
+            fresh = [p for p in (*self.core.mesh(topic), *self.core.subscribers(topic)) if p not in asked]
+            if not fresh:
+                hurry = trio.current_time() < hurry_until
+                if answered and not hurry:
+                    return
+                # The first peer of a network may wait for hours until somebody comes who knows anything.
+                await trio.sleep(self._params.heartbeat / 4 if hurry else _FETCH_PATIENCE)
+                asked &= set(self.core.peers())  # one that failed and came back is asked again
+                continue
+            peer = fresh[0]
+            asked.add(peer)
+            try:
+                envelopes = await self.sync.fetch_all(peer, topic)
+            except (NetworkError, ProtocolNotSupported, ProtocolViolation) as error:
+                _log.debug("a first fetch failed", topic=topic, peer=peer.short, error=str(error))
+                continue
+            answered += 1
+            for batch in _in_batches(envelopes):
+                self._admit_fetched(topic, batch, peer)
+                await trio.lowlevel.checkpoint()
 
     def _admit_fetched(self, topic: str, envelopes: Sequence[bytes], peer: PeerId) -> None:
         for data in envelopes:

@@ -19,6 +19,7 @@ __all__ = ["Presence", "role_key"]
 _log = structlog.get_logger(__name__)
 
 _SOON: Final = 1.0  #: seconds until a change is published, so that a burst of changes is one manifest
+_UNHEARD: Final = 5.0  #: seconds until the next attempt when nobody was there to take the manifest
 
 
 def role_key(role: str, tier: str, shard: int) -> bytes:
@@ -31,7 +32,7 @@ class Presence:
 
     Args:
         next_sequence: persists and returns the next sequence number of our manifests.
-        publish: sends the signed manifest to its topic.
+        publish: sends the signed manifest to its topic; returns how many peers took it.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class Presence:
         roles: Sequence[str],
         dht: Dht,
         next_sequence: Callable[[], Awaitable[int]],
-        publish: Callable[[SignedRecord], Awaitable[object]],
+        publish: Callable[[SignedRecord], Awaitable[int]],
         random: Random,
     ) -> None:
         self._identity = identity
@@ -75,7 +76,8 @@ class Presence:
                 _log.debug("published our manifest", sequence=manifest.sequence, reached=reached)
                 self._published.set()
                 # A tenth of jitter, so that peers that started together do not publish together for ever.
-                with trio.move_on_after(interval * self._random.uniform(0.9, 1.0)):
+                wait = interval if reached else min(interval, _UNHEARD)
+                with trio.move_on_after(wait * self._random.uniform(0.9, 1.0)):
                     await self._changed.wait()
                     await trio.sleep(_SOON)
 
