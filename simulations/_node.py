@@ -24,6 +24,7 @@ class Node:
     __slots__ = (
         "contact",
         "dht",
+        "forward_at",
         "frozen",
         "gossip",
         "hostile",
@@ -48,6 +49,7 @@ class Node:
         self.hostile = False
         self.links: dict[int, None] = {}  #: gossip connections; a dict for its order
         self.tick_at = float("inf")  #: when the DHT core's timer is set for
+        self.forward_at = float("inf")  #: when the gossip core's is
         self.version = 0  #: counts the times it came online, so that timers of an earlier life are ignored
 
     def start(self, dht: DhtParams | None, gossip: GossipParams | None, random: Random, validator: Validator) -> None:
@@ -55,7 +57,7 @@ class Node:
         self.online = True
         self.version += 1
         self.links = {}
-        self.tick_at = float("inf")
+        self.tick_at = self.forward_at = float("inf")
         if dht is not None:
             self.dht = KademliaCore(self.contact, dht, random, validator, group_of=group_of)
         if gossip is not None:

@@ -345,6 +345,18 @@ class World:
                 elif kind is Deliver:
                     self.workload.delivered(effect.message, node)
             effects = more
+        if core.next_forward < node.forward_at:
+            node.forward_at = core.next_forward
+            self.heap.at(int(node.forward_at * SECOND) + 1, self._forward, node, node.version)
+
+    def _forward(self, node: Node, version: int) -> None:
+        if node.version != version or not node.online or node.gossip is None:
+            return
+        node.forward_at = math.inf
+        effects = node.gossip.forward(self.heap.seconds)
+        if effects:
+            self.heap.events += 1
+        self.gossip_effects(node, effects)
 
     def send_rpc(self, source: int, destination: int, rpc: Rpc) -> None:
         delay = self._links.delay(source, destination)

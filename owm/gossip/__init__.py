@@ -2,6 +2,7 @@
 
 from owm.gossip._core_params import GossipParams, ScoreParams
 from owm.gossip._interface import Gossip, GossipStatistics, Received, Validation, Validator
+from owm.gossip._pubsub import PubSub, TopicMessage
 from owm.gossip._service import GossipService
 
 __all__ = [
@@ -9,8 +10,10 @@ __all__ = [
     "GossipParams",
     "GossipService",
     "GossipStatistics",
+    "PubSub",
     "Received",
     "ScoreParams",
+    "TopicMessage",
     "Validation",
     "Validator",
 ]

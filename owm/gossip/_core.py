@@ -14,6 +14,8 @@ from random import Random
 from typing import Final, Generic, TypeVar
 
 from owm.gossip._core_cache import SeenCache
+from owm.gossip._core_counters import Counters
+from owm.gossip._core_forward import Forwarding
 from owm.gossip._core_lazy import LazyGossip
 from owm.gossip._core_mesh import Meshes
 from owm.gossip._core_params import GossipParams, SignaturePolicy
@@ -66,6 +68,7 @@ class GossipCore(Generic[P]):
     """
 
     __slots__ = (
+        "_forwarding",
         "_lazy",
         "_meshes",
         "_message_id",
@@ -92,6 +95,7 @@ class GossipCore(Generic[P]):
         self._state: State[P] = State(params, random, peer_record)
         self._meshes = Meshes(self._state)
         self._lazy = LazyGossip(self._state)
+        self._forwarding = Forwarding(self._state)
         self._pending: dict[bytes, _Pending[P]] = {}
         self._rejected = SeenCache(params.seen_ttl, 4096)  # digests of bytes that were found invalid
         self._validated_at: dict[bytes, float] = {}  # only for topics that score mesh deliveries (P3)
@@ -274,6 +278,16 @@ class GossipCore(Generic[P]):
             self._validated_at = {i: t for i, t in self._validated_at.items() if now - t < self.params.heartbeat}
         return state.drain()
 
+    @property
+    def next_forward(self) -> float:
+        """When :meth:`forward` is to be called; infinity while nothing is held back."""
+        return self._forwarding.due
+
+    def forward(self, now: float) -> list[Effect[P]]:
+        """Send on the accepted messages whose moment has come, see ``params.forward_delay``."""
+        self._forwarding.release(now)
+        return self._state.drain()
+
     # -- what is known, for statistics, tests and invariants
 
     def mesh(self, topic: str) -> tuple[P, ...]:
@@ -304,6 +318,7 @@ class GossipCore(Generic[P]):
             "seen": len(state.seen),
             "cached": len(state.cache),
             "pending": len(self._pending),
+            "forwards": len(self._forwarding),
             "backoffs": sum(len(topic.backoff) for topic in state.topics.values()),
             "mesh_links": sum(len(topic.mesh) for topic in state.topics.values()),
         }
@@ -374,6 +389,7 @@ class GossipCore(Generic[P]):
             elif len(pending.variants) < _MAX_VARIANTS and self._spend(peer, now):
                 pending.variants.append((peer, message))
             return
+        self._forwarding.copy(peer, message.id)
         validated = self._validated_at.get(message.id)
         if validated is not None:
             window = self._state.scores.topic(peer.score, message.topic).params.mesh_deliveries_window
@@ -404,12 +420,7 @@ class GossipCore(Generic[P]):
             return
         if state.scores.topic(source.score, message.topic).params.mesh_deliveries_weight:
             self._validated_at[message.id] = now
-        rpc = Rpc(publish=(message,))
-        id_, author = message.id, message.sender
-        for peer in topic.mesh.values():
-            if peer is source or id_ in peer.dont_want or peer.id == author or peer in pending.copies:
-                continue
-            state.send(peer.id, rpc, Priority.FORWARD)
+        self._forwarding.add(message, [source, *pending.copies], now)
         state.effects.append(Deliver(source.id, message))
 
     def _blame_invalid(self, peer: Peer[P], topic: str, now: float) -> None:
@@ -434,29 +445,6 @@ class GossipCore(Generic[P]):
         if self.params.policy is SignaturePolicy.STRICT_SIGN:
             return None not in fields
         return fields == (None, None, None) and message.key is None
-
-
-class Counters:
-    """Counted since start."""
-
-    __slots__ = (
-        "delivered",
-        "duplicates",
-        "graylisted",
-        "ignored",
-        "over_budget",
-        "published",
-        "rejected",
-    )
-
-    def __init__(self) -> None:
-        self.published = 0
-        self.delivered = 0  #: distinct messages accepted
-        self.duplicates = 0  #: copies of messages seen already
-        self.rejected = 0
-        self.ignored = 0
-        self.over_budget = 0  #: messages dropped unread, their sender having used up its validations
-        self.graylisted = 0  #: RPCs of peers below the graylist threshold
 
 
 def _same(a: Message, b: Message) -> bool:

@@ -18,7 +18,7 @@ _BATCH = 64 * 1024
 
 
 class Outbox:
-    """The queue of one peer and what empties it.
+    """The queue of one peer and what empties it. While nothing waits, RPCs go straight to the stream.
 
     Args:
         capacity: bytes that may wait.
@@ -29,11 +29,14 @@ class Outbox:
         self._queues: tuple[deque[bytes], ...] = tuple(deque() for _ in Priority)
         self._waiting = 0
         self._filled = trio.Event()
+        self._stream: Stream | None = None  # while nothing is being written to it
         self.dropped = 0  #: RPCs that were not sent
 
     def put(self, rpc: Rpc, priority: Priority) -> bool:
-        """Queue an RPC, dropping less important ones to make room; False when it was dropped itself."""
+        """Send or queue an RPC, dropping less important ones to make room; False when it was dropped itself."""
         data = encode_frame(rpc.encode())
+        if not self._waiting and self._stream is not None and self._stream.send_nowait(data):
+            return True
         for lower in range(len(self._queues) - 1, priority, -1):
             queue = self._queues[lower]
             while queue and self._waiting + len(data) > self._capacity:
@@ -53,18 +56,26 @@ class Outbox:
         Raises:
             StreamReset: it broke, or took nothing for ``patience`` seconds.
         """
-        while True:
-            await self._filled.wait()
-            batch: list[bytes] = []
-            size = 0
-            for queue in self._queues:
-                while queue and size < _BATCH:
-                    batch.append(queue.popleft())
-                    size += len(batch[-1])
-            self._waiting -= size
-            if not self._waiting:
-                self._filled = trio.Event()
-            with trio.move_on_after(patience) as scope:
-                await stream.send(b"".join(batch))
-            if scope.cancelled_caught:
-                raise StreamReset(f"{stream.remote.short} took nothing for {patience:g} s")
+        try:
+            while True:
+                if not self._waiting:
+                    self._stream = stream
+                    self._filled = trio.Event()
+                await self._filled.wait()
+                self._stream = None
+                with trio.move_on_after(patience) as scope:
+                    await stream.send(self._batch())
+                if scope.cancelled_caught:
+                    raise StreamReset(f"{stream.remote.short} took nothing for {patience:g} s")
+        finally:
+            self._stream = None
+
+    def _batch(self) -> bytes:
+        batch: list[bytes] = []
+        size = 0
+        for queue in self._queues:
+            while queue and size < _BATCH:
+                batch.append(queue.popleft())
+                size += len(batch[-1])
+        self._waiting -= size
+        return b"".join(batch)

@@ -1,8 +1,7 @@
-"""Gossip over a network: moves bytes and timers between :class:`GossipCore` and the peers."""
+"""Gossip of signed records: topics, who reads them, what is allowed on them, and what newcomers fetch first."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from random import Random
@@ -14,29 +13,22 @@ import trio
 from owm.clock import Clock
 from owm.gossip._core import GossipCore, Verdict
 from owm.gossip._core_params import GossipParams
-from owm.gossip._core_state import Deliver, Effect, Exchange, Penalise, SendRpc, Validate
-from owm.gossip._core_wire import Message, Rpc, decode_rpc
+from owm.gossip._core_wire import Message
 from owm.gossip._identifiers import record_message_id
 from owm.gossip._interface import Gossip, GossipStatistics, Received, Validation, Validator
-from owm.gossip._outbox import Outbox
+from owm.gossip._shell import PROTOCOLS, GossipShell
 from owm.gossip._sync import SyncService
 from owm.identity import PeerId
-from owm.net import FrameStream, Network, PeerConnected, Penalty, Stream, group_of, is_local
+from owm.net import Network
 from owm.net.errors import NetworkError, ProtocolNotSupported, ProtocolViolation
 from owm.records import SignedRecord, open_record
 from owm.records.errors import RecordError
 
 __all__ = ["PROTOCOLS", "GossipService"]
 
-PROTOCOLS: Final = ("/meshsub/1.2.0", "/meshsub/1.1.0")
-
 _log = structlog.get_logger(__name__)
 
-_OPEN_SECONDS: Final = 10.0
-_RETRY_SECONDS: Final = 5.0
-_PATIENCE: Final = 30.0  # seconds in which a peer must take something
-_OUTBOX_BYTES: Final = 1 << 20
-_AT_ONCE: Final = 16  # validations before others get their turn
+_AT_ONCE: Final = 16  # fetched records before others get their turn
 _FETCH_FROM: Final = 2
 _FETCH_HURRY: Final = 10.0  # seconds in which a newcomer looks for somebody to ask at every turn
 _FETCH_PATIENCE: Final = 2.0
@@ -87,22 +79,16 @@ class GossipService(Gossip):
         self._network = network
         self._network_id = network_id
         self._clock = clock
-        self._protocols = tuple(protocols)
         self._params = params
         self._buffer = buffer
         self._first_fetch = first_fetch
-        self._on_exchange = on_exchange
         self._message_id = record_message_id(network_id)
         self.core: GossipCore[PeerId] = GossipCore(network.peer_id, params, random, self._message_id)
         self.sync = SyncService(network, network_id=network_id)
         self._topics: dict[str, _Subscription] = {}
-        self._outboxes: dict[PeerId, Outbox] = {}
-        self._scopes: dict[PeerId, trio.CancelScope] = {}
-        self._opened: dict[bytes, SignedRecord] = {}  # accepted, between validation and delivery
-        self._later: deque[Validate[PeerId]] = deque()
-        self._has_later = trio.Event()
+        self._shell = GossipShell(network, self.core, clock, protocols, self._judge_message, self._deliver, on_exchange)
+        self._judged: SignedRecord | None = None  # between validation and delivery, which follows at once
         self._nursery: trio.Nursery | None = None
-        self._dropped = 0
         self.lost = 0  #: messages that a subscriber was too slow for
         self.opened = 0  #: records opened, which is one signature check each
 
@@ -111,20 +97,14 @@ class GossipService(Gossip):
         """Serve and heartbeat until the block ends; subscriptions then end too."""
         async with self.sync.running(), trio.open_nursery() as nursery:
             self._nursery = nursery
-            for protocol in self._protocols:
-                self._network.handle(protocol, self._on_stream, max_streams=2)
-            nursery.start_soon(self._watch)
-            nursery.start_soon(self._beat)
-            nursery.start_soon(self._validate_later)
-            for topic in self._topics:
-                nursery.start_soon(self._fetch_first, topic)
             try:
-                yield self
+                async with self._shell.running():
+                    for topic in self._topics:
+                        nursery.start_soon(self._fetch_first, topic)
+                    yield self
             finally:
                 nursery.cancel_scope.cancel()
                 self._nursery = None
-                for peer in list(self._outboxes):
-                    self._left(peer)
                 for topic in list(self._topics):
                     self._end(topic)
 
@@ -143,12 +123,12 @@ class GossipService(Gossip):
     def unsubscribe(self, topic: str) -> None:
         if topic in self._topics:
             self._end(topic)
-            self._apply(self.core.unsubscribe(topic, self._clock.monotonic()))
+            self._shell.apply(self.core.unsubscribe(topic, self._clock.monotonic()))
 
     async def publish(self, topic: str, record: SignedRecord) -> int:
         await trio.lowlevel.checkpoint()
         effects = self.core.publish(Message(topic, record.envelope), self._clock.monotonic())
-        return self._apply(effects)
+        return self._shell.apply(effects)
 
     def register_current(self, topic: str, current: Callable[[], Iterable[SignedRecord]]) -> None:
         """Say where the topic's current records are, for peers that have just subscribed and want them all."""
@@ -170,7 +150,7 @@ class GossipService(Gossip):
     @property
     def dropped(self) -> int:
         """RPCs that were not sent because their peer was too slow."""
-        return self._dropped + sum(outbox.dropped for outbox in self._outboxes.values())
+        return self._shell.dropped
 
     # -- subscriptions
 
@@ -178,7 +158,7 @@ class GossipService(Gossip):
         subscription = self._topics.get(topic)
         if subscription is None:
             subscription = self._topics[topic] = _Subscription()
-            self._apply(self.core.subscribe(topic, self._clock.monotonic()))
+            self._shell.apply(self.core.subscribe(topic, self._clock.monotonic()))
             if self._nursery is not None:
                 self._nursery.start_soon(self._fetch_first, topic)
         if validator is not None:
@@ -208,38 +188,15 @@ class GossipService(Gossip):
                 self.lost += 1
                 send.send_nowait(received)
 
-    # -- the core's effects
+    # -- what comes in
 
-    def _apply(self, effects: list[Effect[PeerId]]) -> int:
-        """Carry out effects; returns how many peers own or forwarded messages were queued for."""
-        sent = 0
-        for effect in effects:
-            if type(effect) is SendRpc:
-                outbox = self._outboxes.get(effect.peer)
-                if outbox is not None and outbox.put(effect.rpc, effect.priority) and effect.rpc.publish:
-                    sent += 1
-            elif type(effect) is Deliver:
-                record = self._opened.pop(effect.message.id)
-                self._hand_out(effect.message.topic, Received(record, effect.peer))
-            elif type(effect) is Validate:
-                self._later.append(effect)
-                self._has_later.set()
-            elif type(effect) is Penalise:
-                self._network.penalise(effect.peer, Penalty.LOW_TOLERANCE, f"gossip: {effect.reason}")
-            elif isinstance(effect, Exchange) and self._on_exchange is not None:
-                self._on_exchange(effect.peers)
-        return sent
+    def _judge_message(self, message: Message, peer: PeerId) -> Verdict:
+        verdict, self._judged = self._judge(message.topic, message.data, peer)
+        return verdict
 
-    def _validate_some(self, most: int) -> None:
-        while self._later and most > 0:
-            most -= 1
-            effect = self._later.popleft()
-            message = effect.message
-            verdict, record = self._judge(message.topic, message.data, effect.peer)
-            if record is not None and verdict is Verdict.ACCEPT:
-                self._opened[message.id] = record
-            self._apply(self.core.validated(message.id, verdict, self._clock.monotonic()))
-            self._opened.pop(message.id, None)
+    def _deliver(self, message: Message, peer: PeerId) -> None:
+        assert self._judged is not None
+        self._hand_out(message.topic, Received(self._judged, peer))
 
     def _judge(self, topic: str, data: bytes, peer: PeerId) -> tuple[Verdict, SignedRecord | None]:
         subscription = self._topics.get(topic)
@@ -262,107 +219,7 @@ class GossipService(Gossip):
             worst = verdict if verdict is not Verdict.ACCEPT else worst
         return worst, record
 
-    # -- tasks
-
-    async def _beat(self) -> None:
-        while True:
-            await trio.sleep(self._params.heartbeat)
-            self._apply(self.core.heartbeat(self._clock.monotonic()))
-
-    async def _validate_later(self) -> None:
-        """What one frame brought beyond a few validations, in turns with everything else."""
-        while True:
-            await self._has_later.wait()
-            self._validate_some(_AT_ONCE)
-            if not self._later:
-                self._has_later = trio.Event()
-            await trio.lowlevel.checkpoint()
-
-    async def _watch(self) -> None:
-        async for event in self._network.events():
-            if isinstance(event, PeerConnected):
-                self._came(event.peer)
-            else:
-                self._left(event.peer)
-
-    def _came(self, peer: PeerId) -> None:
-        if peer in self._outboxes or self._nursery is None:
-            return
-        connection = next((c for c in self._network.connections() if c.peer == peer), None)
-        if connection is None:
-            return
-        self._outboxes[peer] = Outbox(_OUTBOX_BYTES)
-        scope = self._scopes[peer] = trio.CancelScope()
-        group = None if is_local(connection.address) else group_of(connection.address)
-        now = self._clock.monotonic()
-        self._apply(self.core.peer_up(peer, now, outbound=not connection.inbound, idontwant=False, group=group))
-        self._nursery.start_soon(self._send_to, peer, scope)
-
-    def _left(self, peer: PeerId) -> None:
-        outbox = self._outboxes.pop(peer, None)
-        if outbox is not None:
-            self._dropped += outbox.dropped
-            self._scopes.pop(peer).cancel()
-            self._apply(self.core.peer_down(peer, self._clock.monotonic()))
-
-    async def _send_to(self, peer: PeerId, scope: trio.CancelScope) -> None:
-        """Own the outbound stream to one peer; a broken one is opened again, all told afresh."""
-        with scope:
-            while True:
-                outbox = self._outboxes[peer]
-                try:
-                    stream = await self._open(peer)
-                    try:
-                        await outbox.drain(stream, _PATIENCE)
-                    finally:
-                        stream.reset()
-                except ProtocolNotSupported:
-                    self._left(peer)  # no gossip with this one
-                    return
-                except NetworkError as error:
-                    _log.debug("gossip to a peer broke", peer=peer.short, error=str(error))
-                await trio.sleep(_RETRY_SECONDS)
-                if not self._network.is_connected(peer):
-                    self._left(peer)
-                    return
-                self._outboxes[peer] = Outbox(_OUTBOX_BYTES)
-                self._dropped += outbox.dropped
-                now = self._clock.monotonic()
-                self._apply(self.core.peer_down(peer, now))
-                self._apply(self.core.peer_up(peer, now, idontwant=False))
-
-    async def _open(self, peer: PeerId) -> Stream:
-        for number, protocol in enumerate(self._protocols):
-            with trio.move_on_after(_OPEN_SECONDS):
-                try:
-                    stream = await self._network.open_stream(peer, protocol)
-                except ProtocolNotSupported:
-                    continue
-                self.core.set_idontwant(peer, number == 0 and "1.2" in protocol)
-                return stream
-            raise NetworkError(f"{peer.short} did not negotiate in time")
-        raise ProtocolNotSupported(f"{peer.short} does not speak gossip")
-
-    async def _on_stream(self, stream: Stream) -> None:
-        peer = stream.remote
-        frames = FrameStream(stream, self._params.max_rpc)
-        self._came(peer)
-        while True:
-            try:
-                # Silence is no fault here: the connection's keep-alive is the deadline.
-                data = await frames.receive()
-                if data is None:
-                    return
-                rpc = decode_rpc(data)
-            except ProtocolViolation as violation:
-                self._apply(self.core.broke_protocol(peer, str(violation), self._clock.monotonic()))
-                stream.reset()
-                return
-            self._take(peer, rpc)
-
-    def _take(self, peer: PeerId, rpc: Rpc) -> None:
-        self._apply(self.core.receive_rpc(peer, rpc, self._clock.monotonic()))
-        self._validate_some(_AT_ONCE)
+    # -- the first fetch
 
     async def _fetch_first(self, topic: str) -> None:
         """Fetch the current records of a topic from its first two subscribers, asking each of a few in turn."""

@@ -177,6 +177,16 @@ class Yamux:
         self._schedule(stream)
         return size
 
+    def send_whole(self, stream_id: int, data: bytes) -> bool:
+        """Queue all of ``data``, or nothing where it does not fit or the stream is gone."""
+        stream = self._streams.get(stream_id)
+        if stream is None or stream.finishing:
+            return False
+        if len(data) > min(STREAM_QUEUE - stream.queued, CONNECTION_QUEUE - self.queued):
+            return False
+        self.send(stream_id, data)
+        return True
+
     def finish(self, stream_id: int) -> None:
         """Write no more on the stream once what is queued has gone out. Unknown streams are ignored."""
         stream = self._streams.get(stream_id)

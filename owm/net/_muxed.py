@@ -27,13 +27,13 @@ from owm.net._interface import Penalty
 from owm.net._muxed_stream import MuxedStream
 from owm.net._quota import Quota, Rate
 from owm.net._secure import Secured
+from owm.net._wire import Wire
 from owm.net.errors import StreamReset
 
 __all__ = ["ConnectionOwner", "MuxedConnection"]
 
 _log = structlog.get_logger(__name__)
 
-_READ: Final = 65536
 _MAX_BUFFERED: Final = 16 * 1024 * 1024  # received bytes that no handler has read, over all streams of a connection
 _PINGS: Final = Rate(per_second=2.0, burst=30)
 _OPENS: Final = Rate(per_second=200.0, burst=1000)
@@ -94,10 +94,13 @@ class MuxedConnection:
         self.buffered = 0
         self.mux = Yamux(initiator=not inbound, max_inbound=max_streams)
         self._stream = stream
+        self._wire = Wire(stream)
         self._noise = secured.session
         self._early = secured.rest
         self._owner = owner
         self._work = trio.lowlevel.ParkingLot()
+        self._idle = False  # the writer has nothing to do and waits to be woken
+        self._unsent = b""  # sealed, and waiting for the socket
         self._flushed = trio.Event()
         self._scope = trio.CancelScope()
         self._pings = Quota(_PINGS)
@@ -164,8 +167,23 @@ class MuxedConnection:
             self.wake()
 
     def wake(self) -> None:
-        """There is something to send."""
-        self._work.unpark()
+        """There is something to send; it goes out with whatever else is queued until the writer's turn."""
+        if self._idle:
+            self._idle = False
+            self._work.unpark()
+
+    def push(self) -> None:
+        """There is something to send: what the socket takes goes out at once, the writer does the rest."""
+        if not self._idle or self._frozen or self._scope.cancel_called:
+            return
+        while chunk := self.mux.take():
+            sealed = self._noise.seal(chunk)
+            self.bytes_out += len(sealed)
+            sent = self._wire.send_some(sealed)
+            if sent < len(sealed):
+                self._unsent = sealed[sent:]
+                self.wake()
+                return
 
     def kill(self, reason: str) -> None:
         """End at once; what was not sent yet is lost."""
@@ -204,17 +222,21 @@ class MuxedConnection:
             while True:
                 if self._frozen:
                     await trio.sleep_forever()
-                chunk = mux.take()
+                sealed, self._unsent = self._unsent, b""
+                if not sealed:
+                    chunk = mux.take()
+                    if chunk:
+                        sealed = self._noise.seal(chunk)
+                        self.bytes_out += len(sealed)
                 if mux.writable:
                     self._notify_writable()
-                if not chunk:
-                    if self.wanted or self._draining:
-                        self._flushed.set()
-                    await self._work.park()
+                if sealed:
+                    await self._wire.send_all(sealed)
                     continue
-                sealed = self._noise.seal(chunk)
-                self.bytes_out += len(sealed)
-                await self._stream.send_all(sealed)
+                if self.wanted or self._draining:
+                    self._flushed.set()
+                self._idle = True
+                await self._work.park()
         except (trio.BrokenResourceError, trio.ClosedResourceError, PacketDamaged):
             self.kill("the connection broke")
 
@@ -223,13 +245,13 @@ class MuxedConnection:
             if self._early:
                 self._take(self._early)
             while True:
-                data = await self._stream.receive_some(_READ)
+                data = await self._wire.receive()
                 if self._frozen:
                     await trio.sleep_forever()
                 if not data:
                     return
                 self.bytes_in += len(data)
-                plain = self._noise.open(bytes(data))
+                plain = self._noise.open(data)
                 if plain:
                     self._take(plain)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -238,13 +260,13 @@ class MuxedConnection:
             self.reason = f"protocol violation: {error}"
             self._owner.misbehaved(self, Penalty.LOW_TOLERANCE, "transport protocol violation")
             self.mux.go_away(1)
-            sealed = self._noise.seal(self.mux.take())
-            with trio.move_on_after(0.1):  # the writer may be in the middle of a packet: then they hear nothing
-                await self._say_last(sealed)
+            if self._idle:  # or the writer is in the middle of a packet: then they hear nothing
+                with trio.move_on_after(0.1):
+                    await self._say_last(self._noise.seal(self.mux.take()))
 
     async def _say_last(self, sealed: bytes) -> None:
         try:
-            await self._stream.send_all(sealed)
+            await self._wire.send_all(sealed)
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
             return
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -40,6 +41,8 @@ class MuxedStream(Stream):
         self._finished = False  # the peer writes no more
         self._finishing = False  # we write no more
         self._calls = 0
+        self._sink: Callable[[bytes], None] | None = None
+        self._sink_failed: Exception | None = None
 
     async def send(self, data: bytes) -> None:
         await self._pause()
@@ -88,6 +91,29 @@ class MuxedStream(Stream):
             connection.wake()
         return data
 
+    async def pump(self, sink: Callable[[bytes], None]) -> None:
+        while self._chunks:
+            sink(await self.receive())
+        self._sink = sink
+        try:
+            while not self._finished and self._error is None and self._sink_failed is None:
+                self._readable = trio.Event()
+                await self._readable.wait()
+        finally:
+            self._sink = None
+        if self._sink_failed is not None:
+            raise self._sink_failed
+        while data := await self.receive():
+            sink(data)
+
+    def send_nowait(self, data: bytes) -> bool:
+        if self.faults is not None or self._send_error is not None or self._finishing:
+            return False
+        if not self.connection.mux.send_whole(self.id, data):
+            return False
+        self.connection.push()
+        return True
+
     async def close_write(self) -> None:
         await trio.lowlevel.checkpoint()
         if self._finishing or self._send_error is not None:
@@ -116,6 +142,9 @@ class MuxedStream(Stream):
         self._readable.set()
 
     def on_data(self, data: bytes) -> None:
+        if self._sink is not None:
+            self._hand_on(self._sink, data)
+            return
         self._chunks.append(data)
         self._size += len(data)
         if self.discarding_since is not None:
@@ -169,6 +198,18 @@ class MuxedStream(Stream):
             self._granted += len(data)
             self._size += len(data)
             self.connection.buffered += len(data)
+            self._readable.set()
+
+    def _hand_on(self, sink: Callable[[bytes], None], data: bytes) -> None:
+        connection = self.connection
+        size = len(data)
+        connection.buffered -= size
+        if connection.mux.consume(self.id, size, connection.last_heard):
+            connection.wake()
+        try:
+            sink(data)
+        except Exception as error:  # noqa: BLE001 - raised by pump, in the task that it concerns
+            self._sink, self._sink_failed = None, error
             self._readable.set()
 
     def _pop(self, most: int) -> bytes:

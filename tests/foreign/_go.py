@@ -116,7 +116,12 @@ class GoPeer:
     async def _identify(self) -> None:
         while not self._socket.exists():  # noqa: ASYNC110 - a file that another process makes
             await trio.sleep(0.02)
-        answer = (await self._call(self._pb.Request(type=self._pb.Request.IDENTIFY))).identify
+        while True:
+            try:
+                answer = (await self._call(self._pb.Request(type=self._pb.Request.IDENTIFY))).identify
+                break
+            except OSError:  # bound, and not listening yet
+                await trio.sleep(0.02)
         self.peer_id = PeerId(answer.id)
         self.addresses = tuple(answer.addrs)
         # /ip4 is code 4 with 4 bytes, /tcp is code 6 with a big-endian port.

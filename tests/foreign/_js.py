@@ -24,6 +24,7 @@ class JsPeer:
         self._process = process
         self._waiting: dict[int, tuple[trio.Event, list[Any]]] = {}
         self._next = 0
+        self._writing = trio.Lock()
         self._ready = trio.Event()
         self.peer_id: PeerId
         self.addresses: tuple[str, ...] = ()
@@ -88,7 +89,8 @@ class JsPeer:
         number = self._next
         event, box = self._waiting[number] = (trio.Event(), [])
         packed = {k: base64.b64encode(v).decode() if isinstance(v, bytes) else v for k, v in fields.items()}
-        await self._process.stdin.send_all(json.dumps({"id": number, "do": action, **packed}).encode() + b"\n")
+        async with self._writing:
+            await self._process.stdin.send_all(json.dumps({"id": number, "do": action, **packed}).encode() + b"\n")
         await event.wait()
         if "error" in box[0]:
             raise RuntimeError(f"js-libp2p: {box[0]['error']}")

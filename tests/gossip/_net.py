@@ -90,6 +90,15 @@ class Net:
         self.now = end
 
     def run_effects(self, node: int, effects: Iterable[Effect[int]]) -> None:
+        self._run_effects(node, effects)
+        if self.cores[node].next_forward < float("inf"):
+            self.at(self.cores[node].next_forward, lambda: self._forward(node))
+
+    def _forward(self, node: int) -> None:
+        if self.cores[node].next_forward <= self.now:
+            self.run_effects(node, self.cores[node].forward(self.now))
+
+    def _run_effects(self, node: int, effects: Iterable[Effect[int]]) -> None:
         for effect in effects:
             if isinstance(effect, SendRpc):
                 keep = self.filters.get(node)
@@ -98,7 +107,7 @@ class Net:
                     self.send(node, effect.peer, rpc)
             elif isinstance(effect, Validate):
                 verdict = self.judge(node, effect.message)
-                self.run_effects(node, self.cores[node].validated(effect.message.id, verdict, self.now))
+                self._run_effects(node, self.cores[node].validated(effect.message.id, verdict, self.now))
             elif isinstance(effect, Deliver):
                 first = self.delivered.setdefault(effect.message.id, {})
                 assert node not in first, "delivered twice"

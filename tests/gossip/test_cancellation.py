@@ -31,9 +31,9 @@ async def test_a_service_cancelled_at_any_moment_leaves_the_others_whole(
                     await trio.sleep(0.05)
         assert scope.cancelled_caught
         await trio.sleep(2)
-        assert one.network.peer_id not in two.gossip._outboxes
+        assert one.network.peer_id not in two.gossip._shell.outboxes
         assert set(one.gossip.core.peers()) == {three.network.peer_id}
-        assert set(one.gossip._outboxes) == {three.network.peer_id}
+        assert set(one.gossip._shell.outboxes) == {three.network.peer_id}
         drained(channel)
         await three.gossip.publish(TOPIC, three.record(42))
         await trio.sleep(2)

@@ -102,6 +102,13 @@ class Gossiping(RuleBasedStateMachine):
         )  # fmt: skip
         self.take(self.core.validated(chosen, verdict, self.now))
 
+    @rule()
+    def forward(self) -> None:
+        if self.core.next_forward < float("inf"):
+            self.now = max(self.now, self.core.next_forward)
+            self.take(self.core.forward(self.now))
+            assert self.core.next_forward > self.now
+
     @rule(peer=peers, topic=topics, found=ids)
     def ihave(self, peer: int, topic: str, found: tuple[bytes, ...]) -> None:
         self.take(self.core.receive_rpc(peer, Rpc(ihave=((topic, found),)), self.now))

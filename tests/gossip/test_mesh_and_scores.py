@@ -40,6 +40,7 @@ def judge(made: GossipCore[int], peer: int, found: Message, verdict: Verdict, no
     effects: list[object] = list(made.receive_rpc(peer, Rpc(publish=(found,)), now))
     if any(isinstance(effect, Validate) for effect in effects):
         effects += made.validated(named(found), verdict, now)
+        effects += made.forward(now + made.params.forward_delay)
     return effects
 
 
@@ -93,6 +94,31 @@ def test_messages_go_to_the_mesh_and_not_back() -> None:
     effects = judge(made, source, message(1), Verdict.ACCEPT)
     assert set(to(effects)) == mesh - {source}
     assert sum(isinstance(effect, Deliver) for effect in effects) == 1
+
+
+def test_who_sends_us_a_copy_before_we_forward_gets_none() -> None:
+    made = core(peers=6)
+    made.heartbeat(0.0)
+    source, early, *others = made.mesh(TOPIC)
+    made.receive_rpc(source, Rpc(publish=(message(1),)), 1.0)
+    accepted = made.validated(named(message(1)), Verdict.ACCEPT, 1.0)
+    assert any(isinstance(effect, Deliver) for effect in accepted), "our own subscribers do not wait"
+    assert to(accepted) == {}
+    assert 1.0 < made.next_forward <= 1.0 + made.params.forward_delay
+    made.receive_rpc(early, Rpc(publish=(message(1),)), 1.0)
+    assert made.forward(1.0) == [], "not before its time"
+    assert set(to(made.forward(made.next_forward))) == set(others)
+    assert made.next_forward == float("inf")
+    assert made.held()["forwards"] == 0
+
+
+def test_without_a_delay_messages_are_forwarded_at_once() -> None:
+    made = core(GossipParams(forward_delay=0.0), peers=6)
+    made.heartbeat(0.0)
+    source, *others = made.mesh(TOPIC)
+    made.receive_rpc(source, Rpc(publish=(message(1),)), 1.0)
+    assert set(to(made.validated(named(message(1)), Verdict.ACCEPT, 1.0))) == set(others)
+    assert made.next_forward == float("inf")
 
 
 @pytest.mark.parametrize("verdict", [Verdict.IGNORE, Verdict.REJECT])
@@ -159,7 +185,8 @@ def test_large_messages_are_declined_by_whoever_has_them() -> None:
     declined = to(made.receive_rpc(source, Rpc(publish=(big,)), 0.0))
     assert set(declined) == set(others) and all(rpc[0].idontwant == (named(big),) for rpc in declined.values())
     made.receive_rpc(others[0], Rpc(idontwant=(named(big),)), 0.0)
-    sent = to(made.validated(named(big), Verdict.ACCEPT, 0.0))
+    made.validated(named(big), Verdict.ACCEPT, 0.0)
+    sent = to(made.forward(made.params.forward_delay))
     assert set(sent) == set(others[1:])
     old: GossipCore[int] = core(peers=0)
     old.peer_up(1, 0.0, idontwant=False)

@@ -1,0 +1,204 @@
+"""Twenty of our peers, five go-libp2p's and five js-libp2p's in one net: everybody finds and hears everybody."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from collections import Counter
+
+import pytest
+import trio
+
+from owm.dht import provider_key
+from owm.identity import PeerId
+from tests.foreign import GoPeer, JsPeer, foreign_missing
+from tests.interop._mixed import Mixed, Ours, mixed_net
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(bool(foreign_missing()) and not os.environ.get("CI"), reason=foreign_missing()),
+]
+
+TOPIC = "mixed news"
+
+
+async def find_peer(peer: Ours | GoPeer | JsPeer, wanted: PeerId) -> bool:
+    """Whether ``peer`` learns where ``wanted`` listens."""
+    if isinstance(peer, Ours):
+        found = await peer.dht.find_peer(wanted)
+        return found is not None and bool(found.addresses)
+    if isinstance(peer, GoPeer):
+        return any(part.peer.id == bytes(wanted) for part in await peer.dht("FIND_PEER", peer=bytes(wanted)))
+    return bool(await peer.do("find_peer", peer=str(wanted)))
+
+
+async def provide(peer: Ours | GoPeer | JsPeer, key: bytes) -> None:
+    multihash = provider_key(key)
+    if isinstance(peer, Ours):
+        assert await peer.dht.provide(key) > 0
+    elif isinstance(peer, GoPeer):
+        await peer.dht("PROVIDE", cid=b"\x01\x55" + multihash)
+    else:
+        await peer.do("provide", multihash=multihash)
+
+
+async def find_providers(peer: Ours | GoPeer | JsPeer, key: bytes) -> set[PeerId]:
+    multihash = provider_key(key)
+    if isinstance(peer, Ours):
+        return {provider.peer for provider in await peer.dht.find_providers(key)}
+    if isinstance(peer, GoPeer):
+        return {PeerId(p.peer.id) for p in await peer.dht("FIND_PROVIDERS", cid=b"\x01\x55" + multihash, count=5)}
+    return {PeerId.parse(text) for text in await peer.do("find_providers", multihash=multihash)}
+
+
+async def settled(net: Mixed) -> None:
+    """Every routing table has filled: our peers look themselves up, the others' tables follow their connections."""
+    async with trio.open_nursery() as nursery:
+        for peer in net.ours:
+            nursery.start_soon(peer.dht.bootstrap)
+    with trio.fail_after(60):
+        for js in net.js:
+            while await js.do("table") < 4:  # noqa: ASYNC110 - it is in another process
+                await trio.sleep(0.2)
+
+
+async def test_everybody_finds_everybody_and_whom_they_provide_for() -> None:
+    async with mixed_net(20, 5, 5) as net:
+        await settled(net)
+        everybody = net.everybody
+        missed: list[str] = []
+
+        async def look(peer: Ours | GoPeer | JsPeer, wanted: PeerId) -> None:
+            with trio.move_on_after(30):
+                if await find_peer(peer, wanted):
+                    return
+            missed.append(f"{type(peer).__name__} {peer.peer_id.short} does not find {wanted.short}")
+
+        async with trio.open_nursery() as nursery:
+            for number, peer in enumerate(everybody):
+                for step in (7, 13, 21, 26):  # ours, go's and js's look for all three kinds
+                    nursery.start_soon(look, peer, everybody[(number + step) % len(everybody)].peer_id)
+        assert missed == []
+
+        keys = {b"kept by ours": net.ours[3], b"kept by go": net.go[1], b"kept by js": net.js[2]}
+        for key, keeper in keys.items():
+            with trio.fail_after(60):
+                await provide(keeper, key)
+        for key, keeper in keys.items():
+            for peer in (net.ours[11], net.ours[17], net.go[3], net.go[0], net.js[4], net.js[0]):
+                with trio.fail_after(30):
+                    assert keeper.peer_id in await find_providers(peer, key), (key, type(peer).__name__)
+
+
+async def test_values_are_put_and_got_between_ours_and_js() -> None:
+    async with mixed_net(12, 2, 4) as net:
+        await settled(net)
+        with trio.fail_after(60):
+            assert await net.ours[2].dht.put_value(b"/owm/from-ours", b"said by ours") > 0
+            assert await net.js[1].do("put", key=b"/owm/from-js", value=b"said by js") > 0
+        for js in net.js:
+            with trio.fail_after(30):
+                assert base64.b64decode(await js.do("get", key=b"/owm/from-ours")) == b"said by ours"
+        for ours in net.ours[5:9]:
+            with trio.fail_after(30):
+                assert await ours.dht.get_value(b"/owm/from-js") == b"said by js"
+
+
+async def test_values_are_put_and_got_between_ours_and_py_libp2p() -> None:
+    from contextlib import AsyncExitStack
+
+    from libp2p import new_host
+    from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
+    from libp2p.peer.id import ID
+    from libp2p.peer.peerinfo import PeerInfo
+    from libp2p.records.validator import NamespacedValidator, Validator
+    from libp2p.tools.anyio_service import background_trio_service
+    from multiaddr import Multiaddr
+
+    class Anything(Validator):
+        def validate(self, key: str, value: bytes) -> None:
+            return None
+
+        def select(self, key: str, values: list[bytes]) -> int:
+            return 0
+
+    async with AsyncExitStack() as stack:
+        net = await stack.enter_async_context(mixed_net(6, 0, 0))
+        host = new_host()
+        await stack.enter_async_context(host.run(listen_addrs=[Multiaddr("/ip4/127.0.0.1/tcp/0")]))
+        kad = KadDHT(host, DHTMode.SERVER, validator=NamespacedValidator({"owm": Anything()}))
+        for peer in net.ours:
+            info = PeerInfo(ID(bytes(peer.peer_id)), [Multiaddr(peer.address)])
+            await host.connect(info)
+            await kad.routing_table.add_peer(info)
+        await stack.enter_async_context(background_trio_service(kad))
+        await settled(net)
+        with trio.fail_after(60):
+            assert await net.ours[0].dht.put_value(b"/owm/from-ours", b"said by ours") > 0
+            kad.value_store.remove(b"/owm/from-ours")  # or it answers from its own store
+            assert await kad.get_value("/owm/from-ours") == b"said by ours"
+            await kad.put_value("/owm/from-library", b"said by the library")
+            assert await net.ours[4].dht.get_value(b"/owm/from-library") == b"said by the library"
+
+
+async def test_strictly_signed_messages_of_each_kind_reach_everybody() -> None:
+    async with mixed_net(20, 5, 5) as net, trio.open_nursery() as nursery:
+        heard: Counter[tuple[str, bytes]] = Counter()
+        authors: dict[bytes, set[PeerId]] = {}
+
+        def hear(kind: str, data: bytes, author: PeerId) -> None:
+            heard[kind, data] += 1
+            authors.setdefault(data, set()).add(author)
+
+        async def read_ours(peer: Ours) -> None:
+            async for message in peer.pubsub.subscribe(TOPIC):
+                hear("ours", message.data, message.author)
+
+        async def read_go(peer: GoPeer) -> None:
+            async with peer.subscribe(TOPIC) as messages:
+                async for message in messages:
+                    hear("go", message.data, PeerId(getattr(message, "from")))
+
+        async def read_js(peer: JsPeer) -> None:
+            await peer.do("subscribe", topic=TOPIC)
+            async for message in peer.messages:
+                hear("js", base64.b64decode(message["data"]), PeerId.parse(message["from"]))
+
+        for ours in net.ours:
+            nursery.start_soon(read_ours, ours)
+        for go in net.go:
+            nursery.start_soon(read_go, go)
+        for js in net.js:
+            nursery.start_soon(read_js, js)
+        await trio.sleep(6)  # heartbeats of three implementations: their meshes form in real time
+
+        said: dict[bytes, PeerId] = {}
+        for number in range(3):
+            for peer in (net.ours[number], net.go[number], net.js[number]):
+                data = hashlib.sha256(f"{type(peer).__name__} {number}".encode()).digest() * 8
+                said[data] = peer.peer_id
+                if isinstance(peer, Ours):
+                    await peer.pubsub.publish(TOPIC, data)
+                elif isinstance(peer, GoPeer):
+                    await peer.publish(TOPIC, data)
+                else:
+                    await peer.do("publish", topic=TOPIC, data=data)
+        others = {data: _readers_besides(net, author) for data, author in said.items()}
+        with trio.move_on_after(20):
+            wanted = [(kind, data, count) for data, counts in others.items() for kind, count in counts.items()]
+            while any(heard[kind, data] < count for kind, data, count in wanted):  # noqa: ASYNC110 - many readers
+                await trio.sleep(0.1)
+        for data, counts in others.items():
+            assert {kind: min(heard[kind, data], count) for kind, count in counts.items()} == counts
+            assert authors[data] == {said[data]}
+        blamed = Counter(reason for ours in net.ours for reason in ours.network.statistics().penalties)
+        assert blamed == {}
+        nursery.cancel_scope.cancel()
+
+
+def _readers_besides(net: Mixed, author: PeerId) -> dict[str, int]:
+    """How many of each kind must hear a message; go's daemon tells the author too, which is its own business."""
+    kinds = {"ours": net.ours, "go": net.go, "js": net.js}
+    return {kind: sum(peer.peer_id != author for peer in peers) for kind, peers in kinds.items()}
