@@ -308,7 +308,7 @@ class GossipCore(Generic[P]):
     def score(self, peer: P) -> float:
         """The score as of the last heartbeat or misdeed; 0 for strangers."""
         found = self._state.peers.get(peer)
-        return found.score.value if found else 0.0
+        return self._state.scores.settle(found.score) if found else 0.0
 
     def held(self) -> dict[str, int]:
         """How much of what others make us hold is held now."""

@@ -50,13 +50,14 @@ class SeenCache:
 class MessageCache:
     """The messages of the last heartbeats (mcache of the specification), at most ``capacity``: the oldest go first."""
 
-    __slots__ = ("_capacity", "_messages", "_sent", "_windows")
+    __slots__ = ("_capacity", "_messages", "_sent", "_told", "_windows")
 
     def __init__(self, history: int, capacity: int) -> None:
         self._capacity = capacity
         self._messages: dict[bytes, Message] = {}  # in order of arrival
         self._windows: list[list[Message]] = [[] for _ in range(history)]
         self._sent: dict[bytes, dict[object, int]] = {}
+        self._told: dict[bytes, set[object]] = {}
 
     def __len__(self) -> int:
         return len(self._messages)
@@ -67,6 +68,7 @@ class MessageCache:
         if len(self._messages) >= self._capacity:
             self._drop(next(iter(self._messages)))
         self._messages[message.id] = message
+        self._told[message.id] = set()
         self._windows[0].append(message)
 
     def get(self, id_: bytes) -> Message | None:
@@ -80,6 +82,10 @@ class MessageCache:
         counts = self._sent.setdefault(id_, {})
         counts[peer] = counts.get(peer, 0) + 1
         return message if counts[peer] <= limit else None
+
+    def told(self, id_: bytes) -> set[object] | None:
+        """Who announced the message to us, or was told of it by us; to be added to. None when we do not have it."""
+        return self._told.get(id_)
 
     def recent(self, windows: int) -> dict[str, list[bytes]]:
         """Ids of the last ``windows`` heartbeats, by topic."""
@@ -101,3 +107,4 @@ class MessageCache:
     def _drop(self, id_: bytes) -> None:
         self._messages.pop(id_, None)
         self._sent.pop(id_, None)
+        self._told.pop(id_, None)

@@ -16,10 +16,11 @@ P = TypeVar("P", bound=Hashable)
 class LazyGossip(Generic[P]):
     """IHAVE, IWANT and IDONTWANT, each bounded per peer and heartbeat (G2)."""
 
-    __slots__ = ("_promises", "_state")
+    __slots__ = ("_counted", "_promises", "_state")
 
     def __init__(self, state: State[P]) -> None:
         self._state = state
+        self._counted: dict[P, Peer[P]] = {}  # peers with something to reset at the heartbeat
         self._promises: dict[bytes, dict[P, float]] = {}  # id -> who promised it -> until when
 
     def on_ihave(self, peer: Peer[P], announced: tuple[tuple[str, tuple[bytes, ...]], ...], now: float) -> None:
@@ -28,6 +29,7 @@ class LazyGossip(Generic[P]):
         if peer.score.value < params.score.gossip_threshold:
             return
         peer.ihaves += 1
+        self._counted[peer.id] = peer
         if peer.ihaves > params.max_ihave_messages or peer.asked >= params.max_ihave_ids:
             return
         wanted: dict[bytes, None] = {}
@@ -38,6 +40,8 @@ class LazyGossip(Generic[P]):
             for id_ in ids[: params.max_ihave_ids]:
                 if id_ not in state.seen:
                     wanted[id_] = None
+                elif (told := state.cache.told(id_)) is not None:
+                    told.add(peer.id)
         if not wanted:
             return
         chosen = list(wanted)
@@ -54,6 +58,7 @@ class LazyGossip(Generic[P]):
         if peer.score.value < params.score.gossip_threshold:
             return
         room = params.max_iwant_ids - peer.served
+        self._counted[peer.id] = peer
         found: list[Message] = []
         size = 0
         for id_ in ids[: max(0, room)]:
@@ -73,6 +78,7 @@ class LazyGossip(Generic[P]):
         """Remember what not to send to the peer, for a few heartbeats."""
         params = self._state.params
         until = self._state.tick + params.idontwant_heartbeats
+        self._counted[peer.id] = peer
         for id_ in ids[: params.max_idontwant_ids - len(peer.dont_want)]:
             peer.dont_want[id_] = until
 
@@ -85,14 +91,16 @@ class LazyGossip(Generic[P]):
         """Blame broken promises, reset the counters, announce what is new."""
         self._blame(now)
         state, params = self._state, self._state.params
-        for peer in state.peers.values():
+        counted, self._counted = self._counted, {}
+        for peer in counted.values():
             peer.ihaves = peer.asked = peer.served = 0
             if peer.dont_want:
                 for id_ in [id_ for id_, until in peer.dont_want.items() if until <= state.tick]:
                     del peer.dont_want[id_]
-        recent = state.cache.recent(params.history_gossip)
+                if peer.dont_want and peer.id in state.peers:
+                    self._counted[peer.id] = peer
         outgoing: dict[P, list[tuple[str, tuple[bytes, ...]]]] = {}
-        for name, ids in recent.items():
+        for name, ids in state.cache.recent(params.history_gossip).items():
             topic = state.topics.get(name)
             if topic is None:
                 continue
@@ -101,14 +109,27 @@ class LazyGossip(Generic[P]):
             count = max(params.d_lazy, int(params.gossip_factor * len(peers)))
             if count < len(peers):
                 peers = state.random.sample(peers, count)
-            shared = tuple(ids)
             for peer in peers:
-                if len(ids) > params.max_ihave_ids:
-                    shared = tuple(state.random.sample(ids, params.max_ihave_ids))
-                outgoing.setdefault(peer.id, []).append((name, shared))
+                if news := self._news(peer.id, ids):
+                    outgoing.setdefault(peer.id, []).append((name, news))
         for peer_id, announced in outgoing.items():
             state.send(peer_id, Rpc(ihave=tuple(announced)), Priority.GOSSIP)
         state.cache.shift()
+
+    def _news(self, peer: P, ids: list[bytes]) -> tuple[bytes, ...]:
+        """Which of the ids the peer has neither heard from us nor told us of; once is enough on reliable streams."""
+        state, most = self._state, self._state.params.max_ihave_ids
+        news = []
+        for id_ in ids:
+            told = state.cache.told(id_)
+            if told is not None and peer not in told:
+                news.append(id_)
+        if len(news) > most:
+            news = state.random.sample(news, most)
+        for id_ in news:
+            if (told := state.cache.told(id_)) is not None:
+                told.add(peer)
+        return tuple(news)
 
     def _blame(self, now: float) -> None:
         state = self._state

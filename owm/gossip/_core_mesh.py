@@ -83,7 +83,7 @@ class Meshes(Generic[P]):
                 self._drop(topic, peer, now, backoff)
             elif topic.subscribed:
                 topic.backoff[peer.id] = max(topic.backoff.get(peer.id, 0.0), now + backoff)
-            if prune.peers and peer.score.value >= params.score.exchange_threshold:
+            if prune.peers and state.scores.settle(peer.score) >= params.score.exchange_threshold:
                 state.effects.append(Exchange(prune.peers[: params.exchange_peers]))
 
     def remove(self, topic: Topic[P], peer: Peer[P], now: float) -> None:
@@ -121,27 +121,36 @@ class Meshes(Generic[P]):
                 self.graft(topic, peer, now)
                 grafts.setdefault(peer.id, []).append(topic.name)
 
-        def prune(peer: Peer[P], exchange: bool) -> None:
-            self._drop(topic, peer, now, params.prune_backoff)
-            prunes.setdefault(peer.id, []).append(self._prune(topic, peer, exchange))
+        def prune(peers: Iterable[Peer[P]], exchange: bool) -> None:
+            for peer in peers:
+                self._drop(topic, peer, now, params.prune_backoff)
+                prunes.setdefault(peer.id, []).append(self._prune(topic, peer, exchange))
 
-        for peer in [peer for peer in mesh.values() if peer.score.value < 0]:
-            prune(peer, exchange=False)
+        outbound = 0
+        bad: list[Peer[P]] = []
+        for peer in mesh.values():
+            if peer.score.value < 0:
+                bad.append(peer)
+            elif peer.outbound:
+                outbound += 1
+        if bad:
+            prune(bad, exchange=False)
         if len(mesh) < params.d_low:
             graft(self._candidates(topic, now)[: params.d - len(mesh)])
+            outbound = sum(peer.outbound for peer in mesh.values())
         elif len(mesh) > params.d_high:
             keep = self._best(topic)
-            for peer in [peer for peer in mesh.values() if peer.id not in keep]:
-                prune(peer, exchange=True)
-        if len(mesh) >= params.d_low:
-            missing = params.d_out - sum(peer.outbound for peer in mesh.values())
-            if missing > 0:
-                graft([peer for peer in self._candidates(topic, now) if peer.outbound][:missing])
+            prune([peer for peer in mesh.values() if peer.id not in keep], exchange=True)
+            outbound = sum(peer.outbound for peer in mesh.values())
+        if outbound < params.d_out and len(mesh) >= params.d_low:
+            others = [peer for peer in self._candidates(topic, now) if peer.outbound]
+            graft(others[: params.d_out - outbound])
         if mesh and self._state.tick % params.opportunistic_ticks == 0:
-            scores = sorted(peer.score.value for peer in mesh.values())
+            settle = self._state.scores.settle
+            scores = sorted(settle(peer.score) for peer in mesh.values())
             median = scores[len(scores) // 2]
             if median < params.score.opportunistic_threshold:
-                better = [peer for peer in self._candidates(topic, now) if peer.score.value > median]
+                better = [peer for peer in self._candidates(topic, now) if settle(peer.score) > median]
                 graft(better[: params.opportunistic_peers])
 
     def _best(self, topic: Topic[P]) -> set[P]:
@@ -149,7 +158,7 @@ class Meshes(Generic[P]):
         params, random = self._state.params, self._state.random
         peers = list(topic.mesh.values())
         random.shuffle(peers)
-        peers.sort(key=lambda peer: -peer.score.value)
+        peers.sort(key=lambda peer: -self._state.scores.settle(peer.score))
         rest = peers[params.d_score :]
         random.shuffle(rest)
         order = peers[: params.d_score] + rest

@@ -1,16 +1,22 @@
-"""Peer scores: P1 to P7 of GossipSub v1.1, per peer, recomputed each heartbeat or when a peer misbehaves."""
+"""Peer scores: P1 to P7 of GossipSub v1.1, per peer, recomputed each heartbeat or when a peer misbehaves.
+
+Most peers never do anything wrong. The score of such a calm peer cannot be negative, and nobody asks how positive it is
+but now and then: its counters decay when they are next looked at, by the power of the heartbeats gone by.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from owm.gossip._core_params import ScoreParams, TopicScoreParams
 
 __all__ = ["PeerScore", "Scores"]
 
 P = TypeVar("P", bound=Hashable)
+
+_SETTLE_ALL: Final = 64  # heartbeats after which even calm peers are looked at, so that what decayed is forgotten
 
 
 class TopicScore:
@@ -42,13 +48,22 @@ class TopicScore:
             return 0.0
         return max(0.0, p.mesh_deliveries_threshold - self.mesh)
 
-    def decay(self, zero: float) -> bool:
-        """One heartbeat's decay; whether anything is left to remember."""
+    @property
+    def calm(self) -> bool:
+        """Whether nothing here can make a score negative."""
+        return not self.invalid and not self.mesh_failure and not (self.params.mesh_deliveries_weight and self.grafted)
+
+    def decay(self, heartbeats: int, zero: float) -> bool:
+        """The decay of so many heartbeats; whether anything is left to remember."""
         p = self.params
-        self.first = _decayed(self.first, p.first_deliveries_decay, zero)
-        self.mesh = _decayed(self.mesh, p.mesh_deliveries_decay, zero)
-        self.mesh_failure = _decayed(self.mesh_failure, p.mesh_failure_decay, zero)
-        self.invalid = _decayed(self.invalid, p.invalid_decay, zero)
+        if self.first:
+            self.first = _decayed(self.first, p.first_deliveries_decay**heartbeats, zero)
+        if self.mesh:
+            self.mesh = _decayed(self.mesh, p.mesh_deliveries_decay**heartbeats, zero)
+        if self.mesh_failure:
+            self.mesh_failure = _decayed(self.mesh_failure, p.mesh_failure_decay**heartbeats, zero)
+        if self.invalid:
+            self.invalid = _decayed(self.invalid, p.invalid_decay**heartbeats, zero)
         return bool(self.grafted is not None or self.first or self.mesh or self.mesh_failure or self.invalid)
 
 
@@ -58,12 +73,13 @@ def _decayed(value: float, factor: float, zero: float) -> float:
 
 
 class PeerScore:
-    """One peer's counters; ``value`` is the score as of the last look."""
+    """One peer's counters; ``value`` is the score as of the last look, never negative for a calm peer."""
 
-    __slots__ = ("application", "behaviour", "group", "topics", "value")
+    __slots__ = ("application", "behaviour", "group", "tick", "topics", "value")
 
-    def __init__(self, group: Hashable) -> None:
+    def __init__(self, group: Hashable, tick: int) -> None:
         self.group = group
+        self.tick = tick  #: the heartbeat up to which counters have decayed
         self.topics: dict[str, TopicScore] = {}
         self.behaviour = 0.0
         self.application = 0.0
@@ -73,22 +89,26 @@ class PeerScore:
 class Scores(Generic[P]):
     """The scores of all peers, with those of peers that left badly (G8)."""
 
-    __slots__ = ("_groups", "_params", "_peers", "_retained")
+    __slots__ = ("_groups", "_now", "_params", "_peers", "_restless", "_retained", "_tick")
 
     def __init__(self, params: ScoreParams) -> None:
         self._params = params
         self._peers: dict[P, PeerScore] = {}
         self._retained: dict[P, tuple[float, PeerScore]] = {}  # by time of leaving
         self._groups: Counter[Hashable] = Counter()
+        self._restless: dict[PeerScore, None] = {}  # whose score is or may become negative; in order
+        self._tick = 0
+        self._now = 0.0  # of the last heartbeat
 
     def add(self, peer: P, group: Hashable, now: float) -> PeerScore:
         """A peer came; ``group`` is its subnet, None when that does not matter."""
         retained = self._retained.pop(peer, None)
-        score = PeerScore(group) if retained is None else retained[1]
+        score = PeerScore(group, self._tick) if retained is None else retained[1]
         score.group = group
+        self._peers[peer] = score
         if group is not None:
             self._groups[group] += 1
-        self._peers[peer] = score
+            self._disturb(group)
         self.refresh(score, now)
         return score
 
@@ -101,16 +121,20 @@ class Scores(Generic[P]):
             self._groups[score.group] -= 1
             if not self._groups[score.group]:
                 del self._groups[score.group]
+        self._catch_up(score)
         for topic in score.topics.values():
             self._leave_mesh(topic, now)
             topic.first = 0.0
         self.refresh(score, now)
+        self._restless.pop(score, None)
         if score.value < 0:
             self._retained[peer] = (now, score)
             if len(self._retained) > self._params.retain_max:
                 del self._retained[next(iter(self._retained))]
 
     def topic(self, score: PeerScore, topic: str) -> TopicScore:
+        if score.tick != self._tick:
+            self._catch_up(score)
         found = score.topics.get(topic)
         if found is None:
             params = self._params.topics.get(topic, self._params.topic)
@@ -119,9 +143,13 @@ class Scores(Generic[P]):
 
     def grafted(self, score: PeerScore, topic: str, now: float) -> None:
         self.topic(score, topic).grafted = now
+        if score.topics[topic].params.mesh_deliveries_weight:
+            self._restless[score] = None
 
     def pruned(self, score: PeerScore, topic: str, now: float) -> None:
         self._leave_mesh(self.topic(score, topic), now)
+        if score.topics[topic].mesh_failure:
+            self._restless[score] = None
 
     def first_delivery(self, score: PeerScore, topic: str) -> None:
         counters = self.topic(score, topic)
@@ -138,42 +166,68 @@ class Scores(Generic[P]):
         self.refresh(score, now)
 
     def misbehaved(self, score: PeerScore, amount: float, now: float) -> None:
+        self._catch_up(score)
         score.behaviour += amount
         self.refresh(score, now)
+
+    def settle(self, score: PeerScore) -> float:
+        """The score as of the last heartbeat, or the last misdeed since."""
+        if score.tick != self._tick or score not in self._restless:
+            self._catch_up(score)
+            self.refresh(score, self._now)
+        return score.value
 
     def refresh(self, score: PeerScore, now: float) -> None:
         """Recompute ``score.value``."""
         p = self._params
-        total = 0.0
+        total, calm = 0.0, not score.behaviour and score.application >= 0
         for topic in score.topics.values():
             total += topic.value(now)
+            calm = calm and topic.calm
         total = min(total, p.topic_cap) + p.application_weight * score.application
         if score.group is not None and p.colocation_weight:
             surplus = self._groups[score.group] - p.colocation_threshold
             if surplus > 0:
                 total += p.colocation_weight * surplus * surplus
+                calm = False
         excess = score.behaviour - p.behaviour_threshold
         if excess > 0:
             total += p.behaviour_weight * excess * excess
         score.value = total
+        if calm:
+            self._restless.pop(score, None)
+        else:
+            self._restless[score] = None
 
     def heartbeat(self, now: float) -> None:
-        """Decay every counter, recompute every score, forget what is long over."""
-        zero = self._params.decay_to_zero
-        for score in self._peers.values():
-            if score.topics or score.behaviour or score.group is not None:
-                self._decay(score, zero)
-                self.refresh(score, now)
+        """Decay the counters and recompute the scores that may be negative, forget what is long over."""
+        self._tick += 1
+        self._now = now
+        for score in list(self._peers.values() if self._tick % _SETTLE_ALL == 0 else self._restless):
+            self._catch_up(score)
+            self.refresh(score, now)
         for peer, (left, score) in list(self._retained.items()):
-            self._decay(score, zero)
+            self._catch_up(score)
             if now - left > self._params.retain or not (score.topics or score.behaviour):
                 del self._retained[peer]
 
-    def _decay(self, score: PeerScore, zero: float) -> None:
-        score.behaviour = _decayed(score.behaviour, self._params.behaviour_decay, zero)
-        empty = [name for name, topic in score.topics.items() if not topic.decay(zero)]
+    def _catch_up(self, score: PeerScore) -> None:
+        """Apply the decay of the heartbeats since the last look."""
+        missed = self._tick - score.tick
+        if not missed:
+            return
+        score.tick = self._tick
+        zero = self._params.decay_to_zero
+        if score.behaviour:
+            score.behaviour = _decayed(score.behaviour, self._params.behaviour_decay**missed, zero)
+        empty = [name for name, topic in score.topics.items() if not topic.decay(missed, zero)]
         for name in empty:
             del score.topics[name]
+
+    def _disturb(self, group: Hashable) -> None:
+        """One more peer of a subnet: where that is too many, all of them pay for it."""
+        if self._groups[group] > self._params.colocation_threshold:
+            self._restless.update((score, None) for score in self._peers.values() if score.group == group)
 
     @staticmethod
     def _leave_mesh(topic: TopicScore, now: float) -> None:
