@@ -5,7 +5,7 @@ PYTEST_ARGS ?=
 OWM_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup foreign run test test-fast lint types docs
+.PHONY: help setup foreign run test test-fast lint types docs compile
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -36,3 +36,6 @@ types: setup ## Types, strictly
 
 docs: setup ## Write the generated pages anew
 	@$(PYTHON) -m scripts.gen_docs
+
+compile: setup ## Compile the protocol cores for fast simulations (needs a C compiler)
+	@$(PYTHON) -m scripts.compile_cores

@@ -6,6 +6,7 @@ that changed state. Signatures are a stand-in; the cores are those of peers.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -18,11 +19,14 @@ from typing import Any
 import msgspec
 
 from benchmarks._report import Result, main
+from scripts.compile_cores import compile_cores
 
 
 def _run(nodes: int, kind: str) -> dict[str, Any]:
     """One run in this process."""
+    from simulations._compiled import is_compiled
     from simulations._scenario import Workload, load_scenario
+    from simulations._sweep import rare_collections
     from simulations._world import World
 
     scenario = load_scenario("baseline", nodes=nodes)
@@ -32,7 +36,8 @@ def _run(nodes: int, kind: str) -> dict[str, Any]:
     began = time.perf_counter()
     world = World(scenario, 1)
     built = time.perf_counter()
-    world.run()
+    with rare_collections():
+        world.run()
     ended = time.perf_counter()
     lookups = [o for o in world.measured.operations if o.kind == "find_peer"]
     deliveries = [o for o in world.measured.operations if o.kind == "publish"]
@@ -41,6 +46,7 @@ def _run(nodes: int, kind: str) -> dict[str, Any]:
         "run": ended - built,
         "events": world.heap.events,
         "hash": world.heap.trace_hash,
+        "compiled": is_compiled(),
         "rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "success": sum(o.success for o in lookups) / max(1, len(lookups)),
         "hops": sum(o.hops for o in lookups) / max(1, len(lookups)),
@@ -48,10 +54,15 @@ def _run(nodes: int, kind: str) -> dict[str, Any]:
     }
 
 
-def _apart(nodes: int, kind: str, hash_seed: str = "0") -> dict[str, Any]:
+def _apart(nodes: int, kind: str, hash_seed: str = "0", path: str = "") -> dict[str, Any]:
+    environ = {
+        **os.environ,
+        "PYTHONHASHSEED": hash_seed,
+        "PYTHONPATH": os.pathsep.join(filter(None, [path, os.getcwd()])),
+    }
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.simulator", "--run", str(nodes), kind],
-        capture_output=True, text=True, check=False, env={**os.environ, "PYTHONHASHSEED": hash_seed},
+        [sys.executable, "-P", "-m", "benchmarks.simulator", "--run", str(nodes), kind],
+        capture_output=True, text=True, check=False, env=environ,
     )  # fmt: skip
     if done.returncode:
         raise RuntimeError(f"the run of {nodes} nodes failed: {done.stderr[-1500:]}")
@@ -76,6 +87,19 @@ def run(quick: bool) -> list[Result]:
         Result("lookups alone", "events/s", lookups["events"] / lookups["run"], goal=25_000, relation=">="),
         Result("trace hashes of one seed that differ", "", float(again[0]["hash"] != again[1]["hash"]), goal=0.0),
     ]
+    with contextlib.suppress(SystemExit):  # there may be no C compiler here
+        path = str(compile_cores())
+        fast = _apart(min(nodes, 2000), "mixed", path=path)
+        fast_lookups = _apart(min(nodes, 2000), "lookups", path=path)
+        slow = _apart(min(nodes, 2000), "mixed")
+        if not fast["compiled"] or fast["hash"] != slow["hash"]:
+            raise RuntimeError("the compiled cores do not do what the sources do")
+        rate, plain = (found["events"] / found["run"] for found in (fast_lookups, lookups))
+        results += [
+            Result("compiled cores: events, mixed", "events/s", fast["events"] / fast["run"], goal=2e5, relation=">="),
+            Result("compiled cores: wall time, mixed", "s", fast["run"], slow["run"], "plain Python"),
+            Result("compiled cores: lookups alone", "events/s", rate, plain, "plain Python"),
+        ]
     if not quick:
         large = _apart(100_000, "dht")
         results += [

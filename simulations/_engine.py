@@ -52,7 +52,7 @@ class EventHeap:
         self.messages = 0
         self.random = Random(seed)  # noqa: S311 - a simulation must repeat
         self._seed = seed
-        self._heap: list[tuple[int, int, Callable[..., Any] | Timer, tuple[Any, ...]]] = []
+        self._heap: list[tuple[int, int, Any, tuple[Any, ...]]] = []  # a callable, or a Timer
         self._order = 0
         self._digest = hashlib.sha256()
         self._pending = bytearray()
@@ -111,7 +111,7 @@ class EventHeap:
                 next_report = when + step
                 progress((when - start) / max(1, until - start))
             if call.__class__ is Timer:
-                timer: Timer = call  # type: ignore[assignment]
+                timer: Timer = call
                 if timer.call is None:
                     continue
                 call, args = timer.call, timer.args
@@ -119,7 +119,7 @@ class EventHeap:
                 if call(*args) is not False:
                     self.events += 1
             else:
-                call(*args)  # type: ignore[operator]
+                call(*args)
         self.now = until
         if progress is not None:
             progress(1.0)

@@ -99,15 +99,18 @@ class Message:
         self.proof = proof
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Message) and all(getattr(self, n) == getattr(other, n) for n in Message.__slots__)
+        return isinstance(other, Message) and self._fields() == other._fields()
 
     __hash__ = None  # type: ignore[assignment]
+
+    def _fields(self) -> tuple[object, ...]:
+        return self.type, self.key, self.value, self.closer, self.providers, self.sender, self.proof
 
     def __repr__(self) -> str:
         return f"<{self.type.name} {self.key[:8].hex()} closer={len(self.closer)} providers={len(self.providers)}>"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Validity:
     """What a validator says of a valid record."""
 
@@ -119,7 +122,7 @@ Validator = Callable[[bytes, bytes], Validity | None]  #: (key, value) to what i
 GroupOf = Callable[[str], str | None]  #: (multiaddr) to its subnet group; None: exempt from diversity
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class DhtParams:
     """The parameters of the table, lookups and stores. Times in seconds, sizes in bytes."""
 
@@ -173,7 +176,7 @@ class Kind(IntEnum):
     REFRESH = 5
 
 
-@dataclass(slots=True)
+@dataclass
 class Result:
     """How an operation ended."""
 

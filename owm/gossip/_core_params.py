@@ -18,7 +18,7 @@ class SignaturePolicy(Enum):
     STRICT_NO_SIGN = "strict-no-sign"  #: none of them: the data is a signed record
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TopicScoreParams:
     """How behaviour on one topic counts. A weight of 0 switches its component off; decays are per heartbeat."""
 
@@ -41,7 +41,7 @@ class TopicScoreParams:
     invalid_decay: float = 0.995
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ScoreParams:
     """How peers are scored, and what a score leads to."""
 
@@ -64,7 +64,7 @@ class ScoreParams:
     opportunistic_threshold: float = 1.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class GossipParams:
     """Mesh degrees, times in seconds, and the bound of everything that another peer can make us hold."""
 

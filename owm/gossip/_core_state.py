@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 from enum import IntEnum
 from random import Random
 from typing import Generic, TypeVar
@@ -58,19 +57,23 @@ class Deliver(Generic[P]):
         self.message = message
 
 
-@dataclass(frozen=True, slots=True)
 class Penalise(Generic[P]):
     """A peer's score fell below the graylist threshold, or it broke the protocol."""
 
-    peer: P
-    reason: str
+    __slots__ = ("peer", "reason")
+
+    def __init__(self, peer: P, reason: str) -> None:
+        self.peer = peer
+        self.reason = reason
 
 
-@dataclass(frozen=True, slots=True)
 class Exchange:
     """A well-behaved peer told us of others: pairs of peer id and signed peer record, both unchecked."""
 
-    peers: tuple[tuple[bytes, bytes], ...]
+    __slots__ = ("peers",)
+
+    def __init__(self, peers: tuple[tuple[bytes, bytes], ...]) -> None:
+        self.peers = peers
 
 
 Effect = SendRpc[P] | Validate[P] | Deliver[P] | Penalise[P] | Exchange
