@@ -15,7 +15,7 @@ __all__ = ["Measurements", "Outcome", "confidence", "percentile"]
 class Operation(msgspec.Struct, frozen=True):
     """One operation of the workload, finished or not."""
 
-    kind: str  #: "find_peer", "put", "get", "publish"
+    kind: str  #: "find_peer", "put", "get", "publish", "query"
     started: float  #: seconds
     took: float  #: seconds; nan when it never ended
     success: bool
@@ -42,6 +42,7 @@ class Measurements:
         self.operations: list[Operation] = []
         self.samples: list[Sample] = []
         self.delivery_times: list[float] = []
+        self.shares: list[float] = []  #: of the workers online that gateways know, at each sample; full fidelity
 
     def of(self, kind: str) -> list[Operation]:
         return [o for o in self.operations if o.kind == kind]
@@ -112,7 +113,7 @@ def confidence(values: Sequence[float]) -> tuple[float, float]:
 def summarise(measured: Measurements) -> dict[str, Any]:
     """The metrics of one run by name; None where nothing of the kind was done."""
     metrics: dict[str, Any] = {}
-    for kind in ("find_peer", "put", "get", "publish"):
+    for kind in ("find_peer", "put", "get", "publish", "query"):
         done = measured.of(kind)
         if not done:
             continue

@@ -44,8 +44,17 @@ class Workload(_Table, frozen=True):
     stores: Count = 0  #: put of a signed record
     reads: Count = 0  #: get of a record stored before
     messages: Count = 0  #: published on the topic
+    queries: Count = 0  #: questions asked of random gateways; full fidelity only
     message_bytes: Count = 300
     cool_down: float = 10.0  #: seconds at the end in which nothing new starts
+
+
+class Peers(_Table, frozen=True):
+    """Who the peers of a full-fidelity run are."""
+
+    gateways: Count = 1  #: of the nodes; the others are workers
+    late_gateways: Count = 0  #: of the gateways, how many join when half of the time is over
+    max_connections: Annotated[int, Meta(ge=8)] = 40  #: of each peer
 
 
 class Event(_Table, frozen=True):
@@ -78,6 +87,10 @@ class Invariants(_Table, frozen=True):
     lookup_p99_seconds: float | None = None
     delivery_p99_seconds: float | None = None
     table_live_share: Share | None = None  #: of routing table entries at the end that point at live nodes
+    answered: Share | None = None  #: of questions; full fidelity only, like the ones below
+    directory: Share | None = None  #: of the workers online that gateways know, after the first third of the run
+    gateway_usable_seconds: float | None = None  #: until a gateway that joins late can dispatch
+    idle_mb_per_day: float | None = None  #: of a worker, in and out, without its tasks
     honest_disconnected: Count | None = None  #: honest nodes whose table holds no live honest node, at most
 
 
@@ -91,6 +104,8 @@ class Scenario(_Table, frozen=True):
     dht: bool = True
     gossip: bool = True
     signatures: Literal["stand-in", "real"] = "stand-in"
+    fidelity: Literal["protocol", "full"] = "protocol"  #: the cores on an event heap, or whole peers in virtual time
+    peers: Peers = msgspec.field(default_factory=Peers)
     population: Population = msgspec.field(default_factory=Population)
     workload: Workload = msgspec.field(default_factory=Workload)
     links: LinkModel = msgspec.field(default_factory=LinkModel)
@@ -150,6 +165,18 @@ def _impossible(scenario: Scenario) -> str:
             return f"adversary.near is {adversary.near}, of {adversary.count} attackers: lower it, or raise the count"
     if sum(scenario.population.nat.values()) > 1 + 1e-9:
         return "the shares in population.nat add up to more than 1"
+    if scenario.fidelity == "full":
+        return _impossible_in_full(scenario)
     if not (scenario.dht or scenario.gossip):
         return "neither dht nor gossip takes part: set one of them to true"
+    return ""
+
+
+def _impossible_in_full(scenario: Scenario) -> str:
+    if not 0 < scenario.peers.gateways < scenario.nodes or scenario.peers.late_gateways >= scenario.peers.gateways:
+        return "full fidelity needs a gateway from the start, and a worker: change peers.gateways or late_gateways"
+    if scenario.adversary.kind != "none" or scenario.events:
+        return "adversaries and events are for fidelity = \"protocol\""
+    if scenario.signatures != "real":
+        return "at full fidelity signatures are real: set signatures = \"real\""
     return ""

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from multiprocessing import get_context
 
 from owm.errors import UsageError
+from simulations._full import FullWorld
 from simulations._measure import Measurements, Outcome, summarise
 from simulations._scenario import Scenario
 from simulations._world import World
@@ -36,7 +37,7 @@ def parse_seeds(text: str) -> list[int]:
 def run_seed(scenario: Scenario, seed: int, progress: Progress | None = None) -> tuple[Outcome, Measurements]:
     """One run. The result depends on the scenario and the seed alone, but for the wall time."""
     started = time.perf_counter()
-    world = World(scenario, seed)
+    world = FullWorld(scenario, seed) if scenario.fidelity == "full" else World(scenario, seed)
     built = time.perf_counter()
     with rare_collections():
         world.run(progress)
@@ -50,10 +51,10 @@ def run_seed(scenario: Scenario, seed: int, progress: Progress | None = None) ->
         signatures=scenario.signatures,
         simulated_seconds=scenario.duration,
         wall_seconds=round(ended - started, 3),
-        events=world.heap.events,
-        messages=world.heap.messages,
-        events_per_second=round(world.heap.events / max(ended - built, 1e-9), 1),
-        trace_hash=world.heap.trace_hash,
+        events=world.events,
+        messages=world.messages,
+        events_per_second=round(world.events / max(ended - built, 1e-9), 1),
+        trace_hash=world.trace_hash,
         invariants=world.check(metrics),
         metrics=metrics,
     )

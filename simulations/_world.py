@@ -60,6 +60,18 @@ class World:
         self.workload = Workload(self)
         self._populate()
 
+    @property
+    def events(self) -> int:
+        return self.heap.events
+
+    @property
+    def messages(self) -> int:
+        return self.heap.messages
+
+    @property
+    def trace_hash(self) -> str:
+        return self.heap.trace_hash
+
     # -- the population
 
     def _populate(self) -> None:

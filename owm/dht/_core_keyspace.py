@@ -15,11 +15,12 @@ from typing import Final
 
 from owm.dht._core_types import KEY_BITS, Contact
 
-__all__ = ["MAX_PREFIX_BITS", "SizeEstimator", "preimage", "prepare_preimages"]
+__all__ = ["MAX_PREFIX_BITS", "SizeEstimator", "preimage", "preimages_ready", "prepare_preimages"]
 
 MAX_PREFIX_BITS: Final = 16
 _STEPS: Final = (6, 9, 12, 16)
 _UNSET: Final = 0xFFFFFFFF
+_made: Final[set[int]] = set()  # the steps whose table exists
 
 
 def _candidate(number: int) -> bytes:
@@ -38,12 +39,18 @@ def _numbers(bits: int) -> array[int]:
             found[prefix] = number
             missing -= 1
         number += 1
+    _made.add(bits)
     return found
 
 
 def prepare_preimages(bits: int = 12) -> None:
     """Compute ahead what :func:`preimage` needs for prefixes of that many bits (12: 40 ms; 16: 1 s)."""
     preimage(0, bits)
+
+
+def preimages_ready(bits: int = 12) -> bool:
+    """Whether :func:`prepare_preimages` has been called with as many bits."""
+    return any(step in _made for step in _STEPS if step >= bits)
 
 
 def preimage(target: int, bits: int) -> bytes:

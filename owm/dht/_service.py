@@ -16,7 +16,7 @@ import trio
 from owm.clock import Clock
 from owm.dht._core import KademliaCore
 from owm.dht._core_guards import solve_puzzle
-from owm.dht._core_keyspace import prepare_preimages
+from owm.dht._core_keyspace import preimages_ready, prepare_preimages
 from owm.dht._core_server import QueryRefused
 from owm.dht._core_types import Contact, DhtParams, Done, GroupOf, Message, Misbehaved, Result, SendQuery, Validator
 from owm.dht._core_wire import MAX_MESSAGE, WireError, decode_message, encode_message
@@ -119,7 +119,8 @@ class KademliaDht(Dht):
     async def running(self) -> AsyncIterator[Self]:
         """Serve and maintain the table until the block ends; streams are reset then."""
         core, path = self.core, self._cache_path
-        await trio.to_thread.run_sync(prepare_preimages)
+        if not preimages_ready():
+            await trio.to_thread.run_sync(prepare_preimages)
         if self._params.puzzle_bits:
             solve = partial(solve_puzzle, self._network_id, self.core.contact.id, self._params.puzzle_bits)
             core.proof = await trio.to_thread.run_sync(solve)

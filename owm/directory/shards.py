@@ -1,7 +1,8 @@
 """Manifests over sharded topics, so that a worker's traffic does not grow with the network.
 
 A manifest travels on one of 16 topics, chosen by its issuer's peer id. Every peer relays two of them, chosen by its
-own id; peers that schedule work subscribe to all. Subscribers provide ``topic:<shard>`` in the DHT, and each publisher
+own id, as long as the network is small; in a large one only so many do, again by id, that each topic has two dozen
+relays: with more, everybody would carry what a few can. Peers that schedule work subscribe to all. Subscribers provide ``topic:<shard>`` in the DHT, and each publisher
 keeps links to three subscribers of its shard.
 """
 
@@ -30,6 +31,8 @@ _log = structlog.get_logger(__name__)
 SHARDS: Final = 16
 _LINKS: Final = 3
 _KEEP_LINKS_EVERY: Final = 20.0
+_RELAYS: Final = 24  # of one topic, on average
+_RECONSIDER_EVERY: Final = 60.0
 _FIRST_LINKS_AFTER: Final = 1.0
 _DIAL_SECONDS: Final = 10.0
 _BACKLOG: Final = 4096
@@ -67,7 +70,8 @@ class ManifestTopics:
         self._dht = dht
         self._network = network
         self._random = random
-        self._relays = _relayed(network.peer_id) if relay else ()
+        self._relays: tuple[int, ...] = _relayed(network.peer_id) if relay else ()
+        self._share = int.from_bytes(network.peer_id[-5:-3], "big") / 0x10000  # our place among all peers
         self._topics = tuple(f"/owm/{network_id}/manifest/{shard:02x}" for shard in range(SHARDS))
         self._own = shard_of(network.peer_id)
         self._subscribed_all = False
@@ -80,12 +84,12 @@ class ManifestTopics:
     async def running(self) -> AsyncIterator[Self]:
         """Relay and keep links until the block ends."""
         for shard in self._relays:
-            self._gossip.relay(self._topics[shard], self._validator(shard))
-            self._gossip.register_current(self._topics[shard], partial(self._known, shard))
+            self._relay(shard)
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._provide)
             nursery.start_soon(self._keep_links)
+            nursery.start_soon(self._reconsider)
             try:
                 yield self
             finally:
@@ -142,6 +146,31 @@ class ManifestTopics:
                 if known is None or known.sequence < record.sequence:
                     found[record.issuer] = record
         return list(found.values())
+
+    def _relay(self, shard: int) -> None:
+        self._gossip.relay(self._topics[shard], self._validator(shard))
+        self._gossip.register_current(self._topics[shard], partial(self._known, shard))
+
+    async def _reconsider(self) -> None:
+        """Leave relaying to others, or take it up again, as the network grows and shrinks."""
+        wanted = set(self._relays)
+        relaying = set(wanted)
+        while wanted and not self._subscribed_all:
+            await trio.sleep(_RECONSIDER_EVERY * self._random.uniform(0.75, 1.25))
+            size = self._dht.statistics().network_size
+            if size is None or self._subscribed_all:
+                continue
+            needed = _RELAYS * SHARDS / (len(wanted) * max(1.0, size))
+            if relaying and self._share > 1.25 * needed:
+                for shard in sorted(relaying):
+                    self._gossip.unsubscribe(self._topics[shard])
+                    await self._dht.unprovide(_key(self._topics[shard]))
+                relaying.clear()
+            elif not relaying and self._share <= needed:
+                for shard in sorted(wanted):
+                    self._relay(shard)
+                relaying |= wanted
+                await self._provide()
 
     async def _provide(self) -> None:
         for shard in range(SHARDS) if self._subscribed_all else self._relays:

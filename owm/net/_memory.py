@@ -8,7 +8,7 @@ random source, one stream of it per direction of a link.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from random import Random
 
 from owm.identity import Identity, PeerId
@@ -37,6 +37,8 @@ class MemoryHub:
         self._running: dict[str, MemoryNetwork] = {}  # by address
         self._hosts = itertools.count(1)
         self._wires = itertools.count()
+        #: told of all data that arrives: from whom, at whom, on which protocol
+        self.observer: Callable[[PeerId, PeerId, str, bytes], None] | None = None
 
     def network(
         self,

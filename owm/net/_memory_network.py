@@ -305,7 +305,9 @@ class MemoryNetwork(Network):
             connection.drop(reason)
 
     def _end(self, remote: PeerId, address: str, inbound: bool) -> MemoryConnection:
-        return MemoryConnection(self.peer_id, remote, address, inbound, self._accept, self._ended, self._count)
+        end = MemoryConnection(self.peer_id, remote, address, inbound, self._accept, self._ended, self._count)
+        end.observer = self._hub.observer
+        return end
 
     def _came_up(self, connection: MemoryConnection) -> None:
         now = trio.current_time()

@@ -48,6 +48,7 @@ class MemoryConnection:
         self.inbound = inbound
         self.opened = trio.current_time()
         self.is_open = True
+        self.observer: Callable[[PeerId, PeerId, str, bytes], None] | None = None
         self.stalled_at: float | None = None
         self.round_trip: float | None = None
         self.streams: dict[int, MemoryStream] = {}
@@ -103,6 +104,8 @@ class MemoryConnection:
             # Nobody reads here any more; let the sender know instead of letting it wait for ever.
             self.frame(0, bulk, lambda far: far.on_reset(stream_id))
         else:
+            if self.observer is not None:
+                self.observer(self.remote, self.local, stream.protocol, data)
             stream.on_data(data)
 
     def on_credit(self, stream_id: int, amount: int) -> None:
