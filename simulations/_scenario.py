@@ -176,7 +176,7 @@ def _impossible_in_full(scenario: Scenario) -> str:
     if not 0 < scenario.peers.gateways < scenario.nodes or scenario.peers.late_gateways >= scenario.peers.gateways:
         return "full fidelity needs a gateway from the start, and a worker: change peers.gateways or late_gateways"
     if scenario.adversary.kind != "none" or scenario.events:
-        return "adversaries and events are for fidelity = \"protocol\""
+        return 'adversaries and events are for fidelity = "protocol"'
     if scenario.signatures != "real":
-        return "at full fidelity signatures are real: set signatures = \"real\""
+        return 'at full fidelity signatures are real: set signatures = "real"'
     return ""

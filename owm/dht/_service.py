@@ -363,9 +363,9 @@ class KademliaDht(Dht):
         async with self._network.events() as events:
             async for event in events:
                 if isinstance(event, PeerConnected) and event.inbound:
-                    for connection in self._network.connections():
-                        if connection.peer == event.peer:
-                            self.core.dialled_back(group_of(connection.address))
+                    connection = self._network.connection(event.peer)
+                    if connection is not None:
+                        self.core.dialled_back(group_of(connection.address))
 
     def _note_addresses(self) -> None:
         addresses = tuple(self._network.addresses)

@@ -17,7 +17,7 @@ import trio
 
 from owm.dht import Dht
 from owm.identity import PeerId
-from owm.net import Network
+from owm.net import Network, PeerConnected
 from owm.net.errors import DialFailed, NetworkError
 
 __all__ = ["JoinStatus", "Joiner", "Lead", "split_address"]
@@ -119,8 +119,8 @@ class Joiner:
     async def _watch(self) -> None:
         """Notice at once when the last connection goes, and when somebody dials us who were alone."""
         async with self._network.events() as events:
-            async for _ in events:
-                connected = bool(self._network.connections())
+            async for event in events:
+                connected = isinstance(event, PeerConnected) or bool(self._network.connections())
                 if connected != self.status.joined:
                     self.status.joined = False
                     self._turned.set()

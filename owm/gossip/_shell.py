@@ -163,7 +163,7 @@ class GossipShell:
     def _came(self, peer: PeerId) -> None:
         if peer in self.outboxes or self._nursery is None:
             return
-        connection = next((c for c in self._network.connections() if c.peer == peer), None)
+        connection = self._network.connection(peer)
         if connection is None:
             return
         self.outboxes[peer] = Outbox(_OUTBOX_BYTES)

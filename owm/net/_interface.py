@@ -222,6 +222,10 @@ class Network(ABC):
     def connections(self) -> tuple[Connection, ...]:
         """The live connections, one per peer."""
 
+    def connection(self, peer: PeerId) -> Connection | None:
+        """The live connection with a peer, if there is one."""
+        return next((connection for connection in self.connections() if connection.peer == peer), None)
+
     @abstractmethod
     def is_connected(self, peer: PeerId) -> bool: ...
 

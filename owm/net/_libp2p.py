@@ -362,6 +362,10 @@ class Libp2pNetwork(Network):
     def connections(self) -> tuple[Connection, ...]:
         return tuple(self._describe(peer, ends) for peer, ends in self._connections.items())
 
+    def connection(self, peer: PeerId) -> Connection | None:
+        ends = self._connections.get(peer)
+        return self._describe(peer, ends) if ends else None
+
     def _describe(self, peer: PeerId, ends: Sequence[MuxedConnection]) -> Connection:
         addresses, protocols = self._library.identified(peer)
         return Connection(

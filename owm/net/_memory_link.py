@@ -58,13 +58,15 @@ class Timeline:
         self._due: list[tuple[float, int, Deliver]] = []
         self._order = itertools.count()
         self._wake = trio.Event()
+        self._until = float("-inf")  # when the task wakes by itself
         self.running = False
 
     def at(self, when: float, action: Deliver) -> None:
         """Run ``action`` at trio's time ``when``; dropped when the peer does not run."""
         if self.running:
             heapq.heappush(self._due, (when, next(self._order), action))
-            self._wake.set()
+            if when < self._until:
+                self._wake.set()
 
     async def run(self) -> None:
         """Until cancelled; what has not happened by then never does."""
@@ -75,7 +77,8 @@ class Timeline:
                 while self._due and self._due[0][0] <= now:
                     heapq.heappop(self._due)[2]()
                 self._wake = trio.Event()
-                with trio.CancelScope(deadline=self._due[0][0] if self._due else float("inf")):
+                self._until = self._due[0][0] if self._due else float("inf")
+                with trio.CancelScope(deadline=self._until):
                     await self._wake.wait()
         finally:
             self.running = False

@@ -252,22 +252,25 @@ class MemoryNetwork(Network):
         )
 
     def connections(self) -> tuple[Connection, ...]:
-        now = trio.current_time()
-        return tuple(
-            Connection(
-                peer=peer,
-                inbound=ends[0].inbound,
-                address=ends[0].address,
-                opened=ends[0].opened,
-                streams=sum(len(end.streams) for end in ends),
-                round_trip=ends[0].round_trip,
-                score=self.penalties.score(peer, now),
-                protected=self._admission.is_protected(peer),
-                addresses=remote.addresses if remote is not None and remote.nat is Nat.PUBLIC else (),
-                protocols=tuple(remote._handlers) if remote is not None else (),
-            )
-            for peer, ends in self._connections.items()
-            for remote in (self._hub.find(ends[0].address),)
+        return tuple(self._describe(peer, ends) for peer, ends in self._connections.items())
+
+    def connection(self, peer: PeerId) -> Connection | None:
+        ends = self._connections.get(peer)
+        return self._describe(peer, ends) if ends else None
+
+    def _describe(self, peer: PeerId, ends: Sequence[MemoryConnection]) -> Connection:
+        remote = self._hub.find(ends[0].address)
+        return Connection(
+            peer=peer,
+            inbound=ends[0].inbound,
+            address=ends[0].address,
+            opened=ends[0].opened,
+            streams=sum(len(end.streams) for end in ends),
+            round_trip=ends[0].round_trip,
+            score=self.penalties.score(peer, trio.current_time()),
+            protected=self._admission.is_protected(peer),
+            addresses=remote.addresses if remote is not None and remote.nat is Nat.PUBLIC else (),
+            protocols=tuple(remote._handlers) if remote is not None else (),
         )
 
     def is_connected(self, peer: PeerId) -> bool:

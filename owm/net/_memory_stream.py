@@ -153,6 +153,8 @@ class MemoryStream(Stream):
         self._finished = False  # by us
         self._remote_finished = False
         self._send_broken = False
+        self._sink: Callable[[bytes], None] | None = None
+        self._sink_failed: Exception | None = None
 
     async def send(self, data: bytes) -> None:
         await trio.lowlevel.checkpoint()
@@ -179,11 +181,35 @@ class MemoryStream(Stream):
             await self._wait()
         data = bytes(self._buffer[:max_bytes])
         del self._buffer[:max_bytes]
-        self._owed += len(data)
+        self._consumed(len(data))
+        return data
+
+    async def pump(self, sink: Callable[[bytes], None]) -> None:
+        while self._buffer:
+            sink(await self.receive())
+        self._sink = sink
+        try:
+            while not self._remote_finished and self.error is None and self._sink_failed is None:
+                await self._wait()
+        finally:
+            self._sink = None
+        if self._sink_failed is not None:
+            raise self._sink_failed
+        while data := await self.receive():
+            sink(data)
+
+    def send_nowait(self, data: bytes) -> bool:
+        if self.error is not None or self._send_broken or self._finished or len(data) > min(self._window, _FRAME):
+            return False
+        self._window -= len(data)
+        self._frame_data(data)
+        return True
+
+    def _consumed(self, size: int) -> None:
+        self._owed += size
         if self._owed >= WINDOW // 2 and not self._remote_finished:
             owed, self._owed = self._owed, 0
             self._connection.frame(0, False, lambda far: far.on_credit(self.id, owed))
-        return data
 
     async def close_write(self) -> None:
         await trio.lowlevel.checkpoint()
@@ -214,6 +240,14 @@ class MemoryStream(Stream):
         self._notify()
 
     def on_data(self, data: bytes) -> None:
+        if self._sink is not None:
+            self._consumed(len(data))
+            try:
+                self._sink(data)
+            except Exception as error:  # noqa: BLE001 - raised by pump, in the task that it concerns
+                self._sink, self._sink_failed = None, error
+                self._notify()
+            return
         if len(self._buffer) + len(data) > WINDOW:
             self.reset()  # cannot happen with our own sender
             return

@@ -209,6 +209,91 @@ class NetworkConformance:
                 await stream.receive()
             assert await ask(a, b, b"unharmed") == b"unharmed"
 
+    async def test_what_comes_is_handed_to_a_sink_in_order_until_the_peer_has_finished(self) -> None:
+        async with self.networks() as (a, b):
+            received = bytearray()
+            ended = trio.Event()
+
+            async def take(stream: Stream) -> None:
+                received.extend(await stream.receive(1))
+                await stream.pump(received.extend)
+                ended.set()
+
+            b.handle(HOLD, take)
+            await connect(a, b)
+            payload = Random(2).randbytes(1 << 20)
+            with trio.fail_after(PATIENCE):
+                async with await a.open_stream(b.peer_id, HOLD) as stream:
+                    await stream.send(payload)
+                    await stream.close_write()
+                    await ended.wait()
+            assert received == payload
+
+    async def test_what_a_sink_raises_ends_the_reading_and_nothing_else(self) -> None:
+        async with self.networks() as (a, b):
+            raised: list[str] = []
+            calls: list[bytes] = []
+
+            def refuse(data: bytes) -> None:
+                calls.append(data)
+                raise ValueError("not like this")
+
+            async def take(stream: Stream) -> None:
+                try:
+                    await stream.pump(refuse)
+                except ValueError as error:
+                    raised.append(str(error))
+                    stream.reset()
+
+            b.handle(HOLD, take)
+            b.handle(ECHO, echo)
+            await connect(a, b)
+            with trio.fail_after(PATIENCE), suppress(StreamReset):
+                stream = await a.open_stream(b.peer_id, HOLD)
+                await stream.send(b"first")
+                while True:
+                    await stream.send(b"more")
+                    await trio.sleep(0.01)
+            assert raised == ["not like this"]
+            assert len(calls) == 1
+            assert await ask(a, b, b"unharmed") == b"unharmed"
+
+    async def test_sending_without_waiting_is_all_or_nothing(self) -> None:
+        async with self.networks() as (a, b):
+            received: list[bytes] = []
+            go = trio.Event()
+
+            async def late(stream: Stream) -> None:
+                await go.wait()
+                received.append(await read_all(stream))
+
+            b.handle(HOLD, late)
+            await connect(a, b)
+            with trio.fail_after(PATIENCE):
+                stream = await a.open_stream(b.peer_id, HOLD)
+                sent = b""
+                for number in range(2000):
+                    piece = number.to_bytes(2, "big") * 500
+                    if not stream.send_nowait(piece):
+                        break
+                    sent += piece
+                else:
+                    pytest.fail("two megabytes were taken that nobody reads")
+                go.set()
+                await stream.close_write()
+                assert not stream.send_nowait(b"too late")
+                await eventually(lambda: bool(received))
+            assert received == [sent]
+
+    async def test_one_connection_is_described_as_among_all(self) -> None:
+        async with self.networks(3) as (a, b, c):
+            await connect(a, b)
+            assert a.connection(c.peer_id) is None
+            found = a.connection(b.peer_id)
+            assert found is not None
+            assert found.peer == b.peer_id and not found.inbound
+            assert [connection.peer for connection in a.connections()] == [found.peer]
+
     async def test_a_sender_waits_for_a_reader_that_does_not_read(self) -> None:
         async with self.networks() as (a, b):
             go = trio.Event()

@@ -93,6 +93,27 @@ async def test_a_peer_with_no_way_in_says_what_failed_and_gets_in_once_it_can(au
         assert lonely.health().status == "ok"
 
 
+async def test_a_peer_that_lost_its_last_connection_is_back_at_once(autojump_clock: MockClock) -> None:
+    net = hub()
+    async with running() as peers:
+        first = await peers.start(peer(net, "first", ["worker"]))
+        second = await peers.start(peer(net, "second", ["worker"], [address(first)]))
+        await until(lambda: second.joiner.status.joined)
+        await trio.sleep(30)  # or the dialler would think that the connection never held
+        cut = trio.current_time()
+        await first.parts.network.disconnect(second.parts.network.peer_id)
+        await until(lambda: any(c.opened > cut for c in second.parts.network.connections()), 3.0)
+
+
+async def test_a_manifest_that_nobody_took_is_sent_again_soon(autojump_clock: MockClock) -> None:
+    net = hub()
+    async with running() as peers:
+        worker = await peers.start(peer(net, "alone", ["worker"]))
+        await trio.sleep(20)  # its first manifests had nobody to go to
+        gateway = await peers.start(peer(net, "gateway", ["gateway"], [address(worker)]))
+        assert await until(lambda: len(gateway.directory.peers()) == 1, 60) < 8.0
+
+
 async def test_the_first_peer_of_a_network_is_not_waiting_for_anybody(autojump_clock: MockClock) -> None:
     async with running() as peers:
         first = await peers.start(peer(hub(), "first", ["gateway", "worker"]))

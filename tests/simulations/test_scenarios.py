@@ -14,7 +14,8 @@ import pytest
 from owm.errors import ConfigError
 from simulations._scenario import load_scenario, shipped_scenarios
 
-SMALL = {"sybil": 300, "eclipse": 280, "gossip-flood": 100}
+SMALL = {"sybil": 300, "eclipse": 280, "gossip-flood": 100, "peers": 32}
+SHORT = {"peers": ("--duration", "260")}
 
 
 def simulate(*arguments: str, seed: str = "1", hash_seed: str = "0") -> subprocess.CompletedProcess[str]:
@@ -38,7 +39,7 @@ def outcome(*arguments: str, **more: str) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", shipped_scenarios())
 def test_every_shipped_scenario_holds(name: str) -> None:
-    found = outcome(name, "--nodes", str(SMALL.get(name, 120)))
+    found = outcome(name, "--nodes", str(SMALL.get(name, 120)), *SHORT.get(name, ()))
     assert found["invariants"] and all(found["invariants"].values()), found["metrics"]
     assert found["events"] > 1000 and found["events_per_second"] > 0
 
