@@ -30,6 +30,7 @@ _log = structlog.get_logger(__name__)
 
 SHARDS: Final = 16
 _LINKS: Final = 3
+_MESH: Final = 5  # subscribers of a topic of ours that we are connected to
 _KEEP_LINKS_EVERY: Final = 20.0
 _RELAYS: Final = 24  # of one topic, on average
 _RECONSIDER_EVERY: Final = 60.0
@@ -71,6 +72,7 @@ class ManifestTopics:
         self._network = network
         self._random = random
         self._relays: tuple[int, ...] = _relayed(network.peer_id) if relay else ()
+        self._relaying = set(self._relays)
         self._share = int.from_bytes(network.peer_id[-5:-3], "big") / 0x10000  # our place among all peers
         self._topics = tuple(f"/owm/{network_id}/manifest/{shard:02x}" for shard in range(SHARDS))
         self._own = shard_of(network.peer_id)
@@ -153,8 +155,7 @@ class ManifestTopics:
 
     async def _reconsider(self) -> None:
         """Leave relaying to others, or take it up again, as the network grows and shrinks."""
-        wanted = set(self._relays)
-        relaying = set(wanted)
+        wanted, relaying = set(self._relays), self._relaying
         while wanted and not self._subscribed_all:
             await trio.sleep(_RECONSIDER_EVERY * self._random.uniform(0.75, 1.25))
             size = self._dht.statistics().network_size
@@ -177,10 +178,12 @@ class ManifestTopics:
             await self._dht.provide(_key(self._topics[shard]))
 
     async def _keep_links(self) -> None:
-        """Stay connected to three subscribers of our shard; a subscriber that vanishes is replaced."""
+        """Stay connected to subscribers of our shard, and of what we relay or read; one that vanishes is replaced."""
         await trio.sleep(_FIRST_LINKS_AFTER)
         while True:
             await self._link()
+            for shard in range(SHARDS) if self._subscribed_all else sorted(self._relaying):
+                await self._mesh_up(self._topics[shard])
             await trio.sleep(_KEEP_LINKS_EVERY * self._random.uniform(0.75, 1.25))
 
     async def _link(self) -> None:
@@ -188,22 +191,36 @@ class ManifestTopics:
         for peer in [peer for peer in self._linked if not self._network.is_connected(peer)]:
             self._linked.discard(peer)
             self._network.protect(peer, _TAG, protected=False)
-        subscribed = [peer for peer in self._gossip.core.subscribers(topic) if self._network.is_connected(peer)]
-        for peer in subscribed:
+        for peer in self._connected(topic):
             if len(self._linked) < _LINKS and peer not in self._linked:
                 self._keep(peer)
-        if len(self._linked) >= _LINKS:
+        await self._dial(topic, _LINKS - len(self._linked), self._keep)
+
+    async def _mesh_up(self, topic: str) -> None:
+        """A mesh is made of connected peers: in a large network few subscribers would meet by chance."""
+        await self._dial(topic, _MESH - len(self._connected(topic)), lambda _: None)
+
+    def _connected(self, topic: str) -> list[PeerId]:
+        return [peer for peer in self._gossip.core.subscribers(topic) if self._network.is_connected(peer)]
+
+    async def _dial(self, topic: str, missing: int, reached: Callable[[PeerId], None]) -> None:
+        """Connect to so many more of the topic's subscribers, as the DHT names them."""
+        if missing <= 0:
             return
-        for provider in await self._dht.find_providers(_key(topic), 4 * _LINKS):
-            if len(self._linked) >= _LINKS:
+        providers = await self._dht.find_providers(_key(topic), 4 * _MESH)
+        self._random.shuffle(providers)
+        for provider in providers:
+            if missing <= 0:
                 return
             if provider.peer == self._network.peer_id or provider.peer in self._linked:
                 continue
+            fresh = not self._network.is_connected(provider.peer)
             try:
                 with trio.move_on_after(_DIAL_SECONDS) as scope:
                     await self._network.connect(provider.peer, provider.addresses)
                 if not scope.cancelled_caught:
-                    self._keep(provider.peer)
+                    reached(provider.peer)
+                    missing -= fresh or provider.peer in self._linked
             except NetworkError as error:
                 _log.debug("cannot link to a subscriber", peer=provider.peer.short, reason=str(error))
 

@@ -25,6 +25,7 @@ class Meshes(Generic[P]):
         """Graft the peers of the fan-out, then others, up to D; never within a back-off (ours or theirs, G3)."""
         state = self._state
         topic.subscribed = True
+        topic.mended = False
         chosen = [p for p in topic.fanout.values() if p.score.value >= 0 and p.id not in topic.backoff]
         topic.fanout.clear()
         chosen += self._candidates(topic, now, set(p.id for p in chosen))[: max(0, state.params.d - len(chosen))]
@@ -89,6 +90,7 @@ class Meshes(Generic[P]):
     def remove(self, topic: Topic[P], peer: Peer[P], now: float) -> None:
         """The peer is gone, or no longer subscribed."""
         topic.peers.pop(peer.id, None)
+        topic.mended = False
         topic.fanout.pop(peer.id, None)
         if topic.mesh.pop(peer.id, None) is not None:
             self._state.scores.pruned(peer.score, topic.name, now)
@@ -103,6 +105,7 @@ class Meshes(Generic[P]):
             if topic.backoff:
                 for peer_id in [peer_id for peer_id, until in topic.backoff.items() if until <= now]:
                     del topic.backoff[peer_id]
+                    topic.mended = False
             if topic.subscribed:
                 self._mend(topic, now, grafts, prunes)
             elif topic.fanout:
@@ -115,6 +118,11 @@ class Meshes(Generic[P]):
 
     def _mend(self, topic: Topic[P], now: float, grafts: dict[P, list[str]], prunes: dict[P, list[Prune]]) -> None:
         params, mesh = self._state.params, topic.mesh
+        opportune = self._state.tick % params.opportunistic_ticks == 0
+        calm = self._state.scores.all_calm
+        if topic.mended and calm and not opportune:
+            return
+        topic.mended = calm  # unless something below changes it: who scores badly now may be a candidate next time
 
         def graft(peers: Iterable[Peer[P]]) -> None:
             for peer in peers:
@@ -145,7 +153,7 @@ class Meshes(Generic[P]):
         if outbound < params.d_out and len(mesh) >= params.d_low:
             others = [peer for peer in self._candidates(topic, now) if peer.outbound]
             graft(others[: params.d_out - outbound])
-        if mesh and self._state.tick % params.opportunistic_ticks == 0:
+        if mesh and opportune:
             settle = self._state.scores.settle
             scores = sorted(settle(peer.score) for peer in mesh.values())
             median = scores[len(scores) // 2]
@@ -208,10 +216,12 @@ class Meshes(Generic[P]):
     def graft(self, topic: Topic[P], peer: Peer[P], now: float) -> None:
         """Take a peer into our mesh, without telling it."""
         topic.mesh[peer.id] = peer
+        topic.mended = False
         self._state.scores.grafted(peer.score, topic.name, now)
 
     def _drop(self, topic: Topic[P], peer: Peer[P], now: float, backoff: float) -> None:
         del topic.mesh[peer.id]
+        topic.mended = False
         topic.backoff[peer.id] = max(topic.backoff.get(peer.id, 0.0), now + backoff)
         self._state.scores.pruned(peer.score, topic.name, now)
 

@@ -51,7 +51,8 @@ class TopicScore:
     @property
     def calm(self) -> bool:
         """Whether nothing here can make a score negative."""
-        return not self.invalid and not self.mesh_failure and not (self.params.mesh_deliveries_weight and self.grafted)
+        owes = self.params.mesh_deliveries_weight and self.grafted is not None
+        return not (self.invalid or self.mesh_failure or owes)
 
     def decay(self, heartbeats: int, zero: float) -> bool:
         """The decay of so many heartbeats; whether anything is left to remember."""
@@ -170,6 +171,11 @@ class Scores(Generic[P]):
         score.behaviour += amount
         self.refresh(score, now)
 
+    @property
+    def all_calm(self) -> bool:
+        """Whether no peer's score can be negative now."""
+        return not self._restless
+
     def settle(self, score: PeerScore) -> float:
         """The score as of the last heartbeat, or the last misdeed since."""
         if score.tick != self._tick or score not in self._restless:
@@ -206,6 +212,10 @@ class Scores(Generic[P]):
         for score in list(self._peers.values() if self._tick % _SETTLE_ALL == 0 else self._restless):
             self._catch_up(score)
             self.refresh(score, now)
+        if self._retained:
+            self._forget(now)
+
+    def _forget(self, now: float) -> None:
         for peer, (left, score) in list(self._retained.items()):
             self._catch_up(score)
             if now - left > self._params.retain or not (score.topics or score.behaviour):

@@ -113,11 +113,12 @@ class Peer(Generic[P]):
 class Topic(Generic[P]):
     """A topic that we or a peer know of. Peers are kept in dicts for their order: runs must repeat."""
 
-    __slots__ = ("backoff", "fanout", "fanout_until", "mesh", "name", "peers", "subscribed")
+    __slots__ = ("backoff", "fanout", "fanout_until", "mended", "mesh", "name", "peers", "subscribed")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.subscribed = False
+        self.mended = False  #: nothing has changed since the mesh was last found to be in order
         self.peers: dict[P, Peer[P]] = {}  #: that are subscribed
         self.mesh: dict[P, Peer[P]] = {}
         self.fanout: dict[P, Peer[P]] = {}

@@ -166,12 +166,12 @@ class GossipShell:
         connection = self._network.connection(peer)
         if connection is None:
             return
-        self.outboxes[peer] = Outbox(_OUTBOX_BYTES)
+        outbox = self.outboxes[peer] = Outbox(_OUTBOX_BYTES)
         scope = self._scopes[peer] = trio.CancelScope()
         group = None if is_local(connection.address) else group_of(connection.address)
         now = self._clock.monotonic()
         self.apply(self._core.peer_up(peer, now, outbound=not connection.inbound, idontwant=False, group=group))
-        self._nursery.start_soon(self._send_to, peer, scope)
+        self._nursery.start_soon(self._send_to, peer, outbox, scope)
 
     def _left(self, peer: PeerId) -> None:
         outbox = self.outboxes.pop(peer, None)
@@ -180,11 +180,10 @@ class GossipShell:
             self._scopes.pop(peer).cancel()
             self.apply(self._core.peer_down(peer, self._clock.monotonic()))
 
-    async def _send_to(self, peer: PeerId, scope: trio.CancelScope) -> None:
+    async def _send_to(self, peer: PeerId, outbox: Outbox, scope: trio.CancelScope) -> None:
         """Own the outbound stream to one peer; a broken one is opened again, all told afresh."""
         with scope:
-            while True:
-                outbox = self.outboxes[peer]
+            while not scope.cancel_called:  # the peer may have left before we first ran
                 try:
                     stream = await self._open(peer)
                     try:
@@ -200,8 +199,8 @@ class GossipShell:
                 if not self._network.is_connected(peer):
                     self._left(peer)
                     return
-                self.outboxes[peer] = Outbox(_OUTBOX_BYTES)
                 self._dropped += outbox.dropped
+                outbox = self.outboxes[peer] = Outbox(_OUTBOX_BYTES)
                 now = self._clock.monotonic()
                 self.apply(self._core.peer_down(peer, now))
                 self.apply(self._core.peer_up(peer, now, idontwant=False))

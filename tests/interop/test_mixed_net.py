@@ -71,9 +71,13 @@ async def test_everybody_finds_everybody_and_whom_they_provide_for() -> None:
         missed: list[str] = []
 
         async def look(peer: Ours | GoPeer | JsPeer, wanted: PeerId) -> None:
-            with trio.move_on_after(30):
-                if await find_peer(peer, wanted):
-                    return
+            with trio.move_on_after(60):
+                while True:
+                    if await find_peer(peer, wanted):
+                        return
+                    if isinstance(peer, Ours):
+                        break  # ours find everybody at the first attempt
+                    await trio.sleep(1)
             missed.append(f"{type(peer).__name__} {peer.peer_id.short} does not find {wanted.short}")
 
         async with trio.open_nursery() as nursery:

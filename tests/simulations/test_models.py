@@ -24,6 +24,7 @@ SCENARIOS = [
     "join",
     "nat",
     "partition",
+    "peers",
     "regions",
     "sybil",
 ]
