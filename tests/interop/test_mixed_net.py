@@ -75,9 +75,7 @@ async def test_everybody_finds_everybody_and_whom_they_provide_for() -> None:
                 while True:
                     if await find_peer(peer, wanted):
                         return
-                    if isinstance(peer, Ours):
-                        break  # ours find everybody at the first attempt
-                    await trio.sleep(1)
+                    await trio.sleep(1)  # tables fill in real time: identify has to run on every connection
             missed.append(f"{type(peer).__name__} {peer.peer_id.short} does not find {wanted.short}")
 
         async with trio.open_nursery() as nursery:
