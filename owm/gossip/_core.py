@@ -20,13 +20,13 @@ from owm.gossip._core_lazy import LazyGossip
 from owm.gossip._core_mesh import Meshes
 from owm.gossip._core_params import GossipParams, SignaturePolicy
 from owm.gossip._core_state import Deliver, Effect, Peer, Penalise, Priority, State, Topic, Validate
-from owm.gossip._core_wire import Message, Rpc
+from owm.gossip._core_wire import Message, Rpc, encode_message
 
 __all__ = ["GossipCore", "Verdict", "libp2p_message_id"]
 
 P = TypeVar("P", bound=Hashable)
 
-_MAX_VARIANTS: Final = 4  # other bytes with the id of a message under validation that are kept for their turn
+_MAX_VARIANTS: Final = 8  # other bytes with the id of a message under validation that are kept for their turn
 
 
 class Verdict(Enum):
@@ -54,6 +54,12 @@ class _Pending(Generic[P]):
         self.message = message
         self.copies: list[Peer[P]] = []  # who else sent the same bytes meanwhile
         self.variants: list[tuple[Peer[P], Message]] = []  # other bytes that claim the same id
+
+    def may_vary(self, peer: Peer[P]) -> bool:
+        """Whether other bytes of ``peer`` are kept: one version each, or a single forger would fill all places."""
+        if peer is self.peer or len(self.variants) >= _MAX_VARIANTS:
+            return False
+        return all(other is not peer for other, _ in self.variants)
 
 
 class GossipCore(Generic[P]):
@@ -384,10 +390,10 @@ class GossipCore(Generic[P]):
         self.counters.duplicates += 1
         pending = self._pending.get(message.id)
         if pending is not None:
-            if _same(pending.message, message):
+            if pending.message == message:
                 if peer is not pending.peer and peer not in pending.copies:
                     pending.copies.append(peer)
-            elif len(pending.variants) < _MAX_VARIANTS and self._spend(peer, now):
+            elif pending.may_vary(peer) and self._spend(peer, now):
                 pending.variants.append((peer, message))
             return
         self._forwarding.copy(peer, message.id)
@@ -448,9 +454,6 @@ class GossipCore(Generic[P]):
         return fields == (None, None, None) and message.key is None
 
 
-def _same(a: Message, b: Message) -> bool:
-    return a.data == b.data and a.signature == b.signature and a.topic == b.topic
-
-
 def _digest(message: Message) -> bytes:
-    return sha256(b"\0".join((message.topic.encode(), message.data, message.signature or b""))).digest()
+    """Of all fields: one that a forger changes must not make the true message look like the forgery."""
+    return sha256(encode_message(message)).digest()

@@ -86,9 +86,14 @@ class PeerScore:
         self.application = 0.0
         self.value = 0.0
 
+    @property
+    def blemished(self) -> bool:
+        """Whether anything is held against the peer, even if its score does not show it yet."""
+        return bool(self.value < 0 or self.behaviour or any(t.invalid or t.mesh_failure for t in self.topics.values()))
+
 
 class Scores(Generic[P]):
-    """The scores of all peers, with those of peers that left badly (G8)."""
+    """The scores of all peers, with those of peers that left with something held against them (G8)."""
 
     __slots__ = ("_groups", "_now", "_params", "_peers", "_restless", "_retained", "_tick")
 
@@ -128,7 +133,7 @@ class Scores(Generic[P]):
             topic.first = 0.0
         self.refresh(score, now)
         self._restless.pop(score, None)
-        if score.value < 0:
+        if score.blemished:
             self._retained[peer] = (now, score)
             if len(self._retained) > self._params.retain_max:
                 del self._retained[next(iter(self._retained))]
