@@ -114,7 +114,7 @@ class ManifestTopics:
         send, receive = trio.open_memory_channel[Received](_BACKLOG)
         self._subscribed_all = True
         for shard in range(SHARDS):
-            validator = None if shard in self._relays else self._validator(shard)  # one each, or all is known twice
+            validator = None if shard in self._relaying else self._validator(shard)  # one each, or all is known twice
             channel = self._gossip.subscribe(self._topics[shard], validator)
             self._gossip.register_current(self._topics[shard], partial(self._known, shard))
             self._nursery.start_soon(self._merge, channel, send)
@@ -163,15 +163,22 @@ class ManifestTopics:
                 continue
             needed = _RELAYS * SHARDS / (len(wanted) * max(1.0, size))
             if relaying and self._share > 1.25 * needed:
-                for shard in sorted(relaying):
-                    self._gossip.unsubscribe(self._topics[shard])
-                    await self._dht.unprovide(_key(self._topics[shard]))
-                relaying.clear()
+                await self._leave_relaying()
             elif not relaying and self._share <= needed:
                 for shard in sorted(wanted):
                     self._relay(shard)
                 relaying |= wanted
                 await self._provide()
+
+    async def _leave_relaying(self) -> None:
+        """Leave the relayed topics one by one; whoever subscribes to all meanwhile keeps those that are left."""
+        while self._relaying and not self._subscribed_all:
+            shard = min(self._relaying)
+            self._relaying.discard(shard)
+            self._gossip.unsubscribe(self._topics[shard])
+            await self._dht.unprovide(_key(self._topics[shard]))
+        if self._subscribed_all:
+            await self._provide()
 
     async def _provide(self) -> None:
         for shard in range(SHARDS) if self._subscribed_all else self._relays:

@@ -100,6 +100,7 @@ class LazyGossip(Generic[P]):
                 if peer.dont_want and peer.id in state.peers:
                     self._counted[peer.id] = peer
         outgoing: dict[P, list[tuple[str, tuple[bytes, ...]]]] = {}
+        room: dict[P, int] = {}  # ids that a peer may still be told of: the bound is for its RPC, not for each topic
         for name, ids in state.cache.recent(params.history_gossip).items():
             topic = state.topics.get(name)
             if topic is None:
@@ -110,16 +111,22 @@ class LazyGossip(Generic[P]):
             if count < len(peers):
                 peers = state.random.sample(peers, count)
             for peer in peers:
-                if news := self._news(peer.id, ids):
+                left = room.get(peer.id, params.max_ihave_ids)
+                if news := self._news(peer.id, ids, left):
                     outgoing.setdefault(peer.id, []).append((name, news))
+                    room[peer.id] = left - len(news)
         for peer_id, announced in outgoing.items():
             state.send(peer_id, Rpc(ihave=tuple(announced)), Priority.GOSSIP)
         state.cache.shift()
 
-    def _news(self, peer: P, ids: list[bytes]) -> tuple[bytes, ...]:
-        """Which of the ids the peer has neither heard from us nor told us of; once is enough on reliable streams."""
-        state, most = self._state, self._state.params.max_ihave_ids
-        news = []
+    def _news(self, peer: P, ids: list[bytes], most: int) -> tuple[bytes, ...]:
+        """Which of the ids the peer has neither heard from us nor told us of; once is enough on reliable streams.
+
+        What is beyond ``most`` has its turn at the next heartbeat.
+        """
+        if most <= 0:
+            return ()
+        state, news = self._state, []
         for id_ in ids:
             told = state.cache.told(id_)
             if told is not None and peer not in told:

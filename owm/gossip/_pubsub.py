@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Self
 
+import structlog
 import trio
 
 from owm.clock import Clock
@@ -24,6 +25,8 @@ from owm.identity import Identity, PeerId
 from owm.net import Network
 
 __all__ = ["PubSub", "TopicMessage"]
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,8 @@ class PubSub:
         random: the source of all chance.
         params: of the core; the policy is set to strict signing.
         protocols: offered and tried in this order.
-        validator: whether a well-signed message may be passed on and delivered; None: all may.
+        validator: whether a well-signed message may be passed on and delivered; None: all may. If it raises, that is
+            logged, the message is ignored and nobody is blamed.
         buffer: messages that wait for a reader; the newest are lost beyond it.
     """
 
@@ -116,7 +120,13 @@ class PubSub:
     def _judge(self, message: Message, peer: PeerId) -> Verdict:
         if not is_signed_by_its_author(message):
             return Verdict.REJECT
-        return Verdict.ACCEPT if self._validator is None else self._validator(_opened(message, peer))
+        if self._validator is None:
+            return Verdict.ACCEPT
+        try:
+            return self._validator(_opened(message, peer))
+        except Exception:  # noqa: BLE001 - a validator's defect must not end the peer's stream
+            _log.exception("a validator failed", topic=message.topic)
+            return Verdict.IGNORE
 
     def _deliver(self, message: Message, peer: PeerId) -> None:
         found = _opened(message, peer)

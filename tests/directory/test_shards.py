@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from random import Random
 
 import trio
@@ -9,8 +10,13 @@ from trio.testing import MockClock
 
 from owm.dht import DhtStatistics
 from owm.directory.shards import SHARDS, ManifestTopics
+from owm.gossip import GossipParams, GossipService, ScoreParams
 from owm.identity import Identity
 from owm.net import MemoryHub
+from owm.records import LogHead, sign_record
+from tests.tasks.world import TrioClock
+
+NETWORK = "0123456789abcdef0123456789abcdef"
 
 
 class Gossip:
@@ -83,3 +89,64 @@ async def test_relays_are_thinned_as_the_network_grows_and_come_back_when_it_shr
         await trio.sleep(200)
         assert all(len(gossip.relayed) == 2 for gossip in gossips)
         nursery.cancel_scope.cancel()
+
+
+async def test_who_left_relaying_to_others_and_then_reads_all_still_refuses_what_is_no_manifest(
+    autojump_clock: MockClock,
+) -> None:
+    hub, clock = MemoryHub(Random(1)), TrioClock()
+    params = GossipParams(score=ScoreParams(colocation_weight=0.0))
+    reader, liar = Identity(bytes([255]) * 32), Identity(bytes([2]) * 32)
+    networks = [hub.network(who) for who in (reader, liar)]
+    dht = Dht()
+    dht.size = 1e6  # so large that others relay
+    async with AsyncExitStack() as stack:
+        gossips = []
+        for number, network in enumerate(networks):
+            await stack.enter_async_context(network.running())
+            service = GossipService(network, network_id=NETWORK, clock=clock, random=Random(number), params=params)
+            gossips.append(await stack.enter_async_context(service.running()))
+        await networks[0].connect(liar.peer_id, networks[1].addresses)
+        topics = ManifestTopics(gossips[0], dht, networks[0], NETWORK, Random(3))  # type: ignore[arg-type]
+        await stack.enter_async_context(topics.running())
+        await trio.sleep(1)
+        relayed = gossips[0].core.subscriptions()
+        assert len(relayed) == 2
+        await trio.sleep(100)
+        assert gossips[0].core.subscriptions() == ()
+        channel = await topics.subscribe_all()
+        for topic in relayed:
+            gossips[1].subscribe(topic)
+        await trio.sleep(3)
+        for number, topic in enumerate(relayed):
+            head = LogHead(sequence=int(clock.time() * 1000) + number, size=number, root=b"r" * 32)
+            await gossips[1].publish(topic, sign_record(liar, head, NETWORK))
+        await trio.sleep(3)
+        assert channel.statistics().current_buffer_used == 0
+        assert gossips[0].statistics().rejected == 2
+
+
+async def test_who_begins_to_read_all_while_it_leaves_relaying_keeps_every_topic(autojump_clock: MockClock) -> None:
+    hub, clock = MemoryHub(Random(1)), TrioClock()
+    network = hub.network(Identity(bytes([255]) * 32))
+
+    class SlowDht(Dht):
+        size = 1e6
+
+        async def unprovide(self, key: bytes) -> None:
+            await trio.sleep(5)
+            await super().unprovide(key)
+
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(network.running())
+        service = GossipService(network, network_id=NETWORK, clock=clock, random=Random(1))
+        await stack.enter_async_context(service.running())
+        dht = SlowDht()
+        topics = ManifestTopics(service, dht, network, NETWORK, Random(3))  # type: ignore[arg-type]
+        await stack.enter_async_context(topics.running())
+        while len(service.core.subscriptions()) != 1:  # noqa: ASYNC110 - nobody tells
+            await trio.sleep(1)
+        await topics.subscribe_all()
+        await trio.sleep(60)
+        assert len(service.core.subscriptions()) == SHARDS
+        assert len(dht.provided) == SHARDS

@@ -177,6 +177,29 @@ def test_recent_messages_are_announced_outside_the_mesh() -> None:
     assert not set(announced) & set(made.mesh(TOPIC))
 
 
+def test_what_is_announced_over_many_topics_stays_within_one_bound() -> None:
+    """Each topic alone is within it, all together they would exceed what a peer takes in one RPC."""
+    params = GossipParams(max_ihave_ids=50, d_lazy=30, max_cached=1000)
+    made: GossipCore[int] = GossipCore(0, params, Random(1), named)
+    names = [f"topic {number}" for number in range(10)]
+    for name in names:
+        made.subscribe(name, 0.0)
+    for peer in range(1, 20):
+        made.peer_up(peer, 0.0)
+        made.receive_rpc(peer, Rpc(subscriptions=tuple((name, True) for name in names)), 0.0)
+    made.heartbeat(0.0)
+    for number in range(200):
+        judge(made, 1, message(number, topic=names[number % 10]), Verdict.ACCEPT)
+    announced: dict[int, set[bytes]] = {peer: set() for peer in range(1, 20)}
+    for beat in range(1, 3):
+        for peer, rpcs in to(made.heartbeat(float(beat))).items():
+            told = [id_ for rpc in rpcs for _, ids in rpc.ihave for id_ in ids]
+            assert len(told) <= params.max_ihave_ids
+            assert not announced[peer].intersection(told)
+            announced[peer].update(told)
+    assert any(len(told) == 2 * params.max_ihave_ids for told in announced.values()), "the rest comes next time"
+
+
 def test_large_messages_are_declined_by_whoever_has_them() -> None:
     made = core(peers=6)
     made.heartbeat(0.0)

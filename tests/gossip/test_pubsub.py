@@ -72,6 +72,24 @@ async def test_a_validator_keeps_messages_from_readers(autojump_clock: MockClock
         assert channel.receive_nowait().data == b"short"
 
 
+async def test_a_validator_that_fails_is_our_fault_and_nobody_elses(autojump_clock: MockClock) -> None:
+    def broken(message: TopicMessage) -> Verdict:
+        if message.data == b"odd":
+            raise RuntimeError("a defect")
+        return Verdict.ACCEPT
+
+    async with net(2, validator=broken) as (one, two):
+        channel = two.subscribe(TOPIC)
+        one.subscribe(TOPIC)
+        await trio.sleep(3)
+        for data in (b"odd", b"even", b"odd"):
+            await one.publish(TOPIC, data)
+        await trio.sleep(0.5)
+        assert channel.receive_nowait().data == b"even", "the stream goes on"
+        assert two.core.subscribers(TOPIC) == (identity(1).peer_id,)
+        assert two.core.score(identity(1).peer_id) >= 0
+
+
 async def test_leaving_ends_the_subscriptions_and_a_slow_reader_loses_messages(autojump_clock: MockClock) -> None:
     async with net(2, buffer=2) as (one, two):
         channel = two.subscribe(TOPIC)
