@@ -39,6 +39,7 @@ class DialPlan:
     attempts: tuple[Attempt, ...] = ()
     max_racing: int = 1
     refusal: str | None = None
+    retry_after: float | None = None  #: seconds until the refusal ends, where it ends by itself
 
 
 @dataclass(slots=True)
@@ -70,7 +71,7 @@ class Dialer:
             return DialPlan(key, refusal="no address is known")
         wait = self.wait(key, now)
         if wait > 0:
-            return DialPlan(key, refusal=f"failed before: not dialled for another {wait:.1f} s")
+            return DialPlan(key, refusal=f"failed before: not dialled for another {wait:.1f} s", retry_after=wait)
         return DialPlan(
             key,
             tuple(

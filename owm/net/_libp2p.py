@@ -40,7 +40,7 @@ from owm.net._secure import Credentials, Secured, secure
 from owm.net._serving import PING, StreamServer, agree_on, answer_pings
 from owm.net._transport import Reach, dial_tcp, listen_tcp, parse_endpoint, remote_multiaddr, tune
 from owm.net._upkeep import KeepAlive, look_after
-from owm.net.errors import DialFailed, NetworkError, NotConnected, TooManyStreams
+from owm.net.errors import DialFailed, NetworkError, NotConnected, NotDialled, TooManyStreams
 
 __all__ = ["Libp2pNetwork"]
 
@@ -146,7 +146,7 @@ class Libp2pNetwork(Network):
 
     async def connect(self, peer: PeerId | None, addresses: Sequence[str]) -> PeerId:
         if self._nursery is None:
-            raise DialFailed("the network is not running")
+            raise NotDialled("the network is not running")
         if peer == self.peer_id:
             raise DialFailed("that is our own identity")
         while peer is not None:
@@ -161,7 +161,7 @@ class Libp2pNetwork(Network):
             raise DialFailed("that peer is banned", dict.fromkeys(addresses, "banned"))
         plan = self._dialer.plan(peer, addresses, now=now)
         if plan.refusal is not None:
-            raise DialFailed(plan.refusal, dict.fromkeys(addresses, plan.refusal))
+            raise NotDialled(plan.refusal, dict.fromkeys(addresses, plan.refusal), plan.retry_after)
         if peer is not None:
             self._dialling[peer] = trio.Event()
         try:
@@ -217,7 +217,7 @@ class Libp2pNetwork(Network):
             return remote  # another address of the race was as fast
         refusal = self._admission.admit(remote, address, inbound=False, now=self._clock.monotonic())
         if refusal is not None:
-            raise DialFailed(refusal)
+            raise NotDialled(refusal)
         self._came_up(stream, secured, address, inbound=False)
         return remote
 

@@ -33,7 +33,15 @@ from owm.net._memory_stream import MemoryConnection, MemoryStream
 from owm.net._penalties import Penalties
 from owm.net._quota import PeerQuotas, Rate
 from owm.net._racing import race
-from owm.net.errors import DialFailed, NetworkError, NotConnected, ProtocolNotSupported, StreamReset, TooManyStreams
+from owm.net.errors import (
+    DialFailed,
+    NetworkError,
+    NotConnected,
+    NotDialled,
+    ProtocolNotSupported,
+    StreamReset,
+    TooManyStreams,
+)
 
 if TYPE_CHECKING:
     from owm.net._memory import MemoryHub
@@ -108,7 +116,7 @@ class MemoryNetwork(Network):
 
     async def connect(self, peer: PeerId | None, addresses: Sequence[str]) -> PeerId:
         if self._nursery is None:
-            raise DialFailed("the network is not running")
+            raise NotDialled("the network is not running")
         while peer is not None:
             if self.is_connected(peer):
                 await trio.lowlevel.checkpoint()
@@ -118,7 +126,7 @@ class MemoryNetwork(Network):
             await self._dialling[peer].wait()  # one dial per peer at a time
         plan = self._dialer.plan(peer, addresses, now=trio.current_time())
         if plan.refusal is not None:
-            raise DialFailed(plan.refusal, dict.fromkeys(addresses, plan.refusal))
+            raise NotDialled(plan.refusal, dict.fromkeys(addresses, plan.refusal), plan.retry_after)
         if peer is not None:
             self._dialling[peer] = trio.Event()
         try:
@@ -181,7 +189,7 @@ class MemoryNetwork(Network):
         for network in (self, target):
             network._trim()  # connections that were too young to go when others came may be old enough now
         if refusal := self._admission.admit(target.peer_id, address, inbound=False, now=now):
-            raise DialFailed(refusal)
+            raise NotDialled(refusal)
         if refusal := target._admission.admit(self.peer_id, self._addresses[0], inbound=True, now=now):
             raise DialFailed("the peer turned us away")
         near, far = self._end(target.peer_id, address, False), target._end(self.peer_id, self._addresses[0], True)

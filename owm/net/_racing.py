@@ -8,7 +8,7 @@ from typing import TypeVar
 import trio
 
 from owm.net._dialer import Attempt, DialPlan
-from owm.net.errors import NetworkError
+from owm.net.errors import NetworkError, NotDialled
 
 __all__ = ["race"]
 
@@ -19,10 +19,11 @@ async def race(plan: DialPlan, dial: Callable[[str], Awaitable[_T]]) -> tuple[_T
     """Dial as planned; returns what the winner returned (None when all failed) and why the failed ones did.
 
     ``dial`` must not leave a connection behind when it is cancelled. Errors other than NetworkError and OSError end
-    the race and are raised.
+    the race and are raised; so does NotDialled, for the other addresses would be refused as well.
     """
     winner: list[_T] = []
     reasons: dict[str, str] = {}
+    refused: list[NotDialled] = []
     waiting = list(plan.attempts)
     running = 0
     changed = trio.Event()
@@ -35,6 +36,9 @@ async def race(plan: DialPlan, dial: Callable[[str], Awaitable[_T]]) -> tuple[_T
                 nursery.cancel_scope.cancel()
         except trio.TooSlowError:
             reasons[one.address] = f"no answer within {one.timeout:g} s"
+        except NotDialled as error:
+            refused.append(error)
+            nursery.cancel_scope.cancel()
         except (NetworkError, OSError) as error:
             reasons[one.address] = str(error) or type(error).__name__
         finally:
@@ -43,7 +47,7 @@ async def race(plan: DialPlan, dial: Callable[[str], Awaitable[_T]]) -> tuple[_T
 
     async with trio.open_nursery() as nursery:
         began = trio.current_time()
-        while waiting and not winner:
+        while waiting and not winner and not refused:
             if running < plan.max_racing and (not running or trio.current_time() >= began + waiting[0].start):
                 running += 1
                 nursery.start_soon(attempt, waiting.pop(0))
@@ -53,4 +57,6 @@ async def race(plan: DialPlan, dial: Callable[[str], Awaitable[_T]]) -> tuple[_T
                 if running < plan.max_racing:
                     scope.deadline = began + waiting[0].start
                 await changed.wait()
+    if refused and not winner:
+        raise refused[0]
     return (winner[0] if winner else None), reasons

@@ -9,6 +9,7 @@ __all__ = [
     "FrameTooLarge",
     "NetworkError",
     "NotConnected",
+    "NotDialled",
     "ProtocolNotSupported",
     "ProtocolViolation",
     "RemoteError",
@@ -28,6 +29,17 @@ class DialFailed(NetworkError):
     def __init__(self, message: str, reasons: dict[str, str] | None = None) -> None:
         super().__init__(message)
         self.reasons = reasons or {}
+
+
+class NotDialled(DialFailed):
+    """We did not try, or did not keep what we reached: our own limits or an earlier failure forbid it for now.
+
+    Says nothing about the peer. ``retry_after`` is in seconds where it is known.
+    """
+
+    def __init__(self, message: str, reasons: dict[str, str] | None = None, retry_after: float | None = None) -> None:
+        super().__init__(message, reasons)
+        self.retry_after = retry_after
 
 
 class NotConnected(NetworkError):

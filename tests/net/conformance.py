@@ -11,7 +11,7 @@ import trio
 
 from owm.identity import Identity, PeerId
 from owm.net import Network, NetworkLimits, PeerConnected, PeerDisconnected, Penalty, Stream
-from owm.net.errors import DialFailed, NetworkError, NotConnected, ProtocolNotSupported, StreamReset
+from owm.net.errors import DialFailed, NetworkError, NotConnected, NotDialled, ProtocolNotSupported, StreamReset
 
 ECHO = "/owm/test/echo/1"
 HOLD = "/owm/test/hold/1"
@@ -100,6 +100,10 @@ class NetworkConformance:
             assert set(caught.value.reasons) == set(b.addresses)
             assert not a.is_connected(stranger) and not a.is_connected(b.peer_id)
             await eventually(lambda: not b.connections())
+            # That failure says nothing about another address, so a dial that is put off is told from one that failed.
+            with trio.fail_after(PATIENCE), pytest.raises(NotDialled) as put_off:
+                await a.connect(stranger, ["/ip4/127.0.0.1/tcp/1"])
+            assert put_off.value.retry_after is not None and 0 < put_off.value.retry_after <= 1
 
     async def test_the_address_that_works_wins_and_a_dead_one_says_why(self) -> None:
         async with self.networks() as (a, b):

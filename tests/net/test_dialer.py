@@ -13,7 +13,7 @@ from trio.testing import MockClock
 
 from owm.net import Admission, Dialer, NetworkLimits, Penalties, Penalty
 from owm.net._racing import race
-from owm.net.errors import DialFailed
+from owm.net.errors import DialFailed, NotDialled
 from tests.net.conformance import identity
 
 LIMITS = NetworkLimits()
@@ -229,3 +229,16 @@ def test_limits_that_contradict_each_other_are_refused() -> None:
         NetworkLimits(max_connections=-1)
     with pytest.raises(ValueError, match="reserved_protected"):
         NetworkLimits(reserved_protected=200)
+
+
+async def test_our_own_refusal_ends_the_race_for_all_addresses(autojump_clock: MockClock) -> None:
+    plan = dialer().plan(PEER, ["/ip4/8.8.8.1/tcp/1", "/ip4/8.8.8.2/tcp/1"], 0.0)
+    tried = []
+
+    async def dial(address: str) -> None:
+        tried.append(address)
+        raise NotDialled("all connections are taken")
+
+    with pytest.raises(NotDialled, match="taken"):
+        await race(plan, dial)
+    assert tried == ["/ip4/8.8.8.1/tcp/1"]
