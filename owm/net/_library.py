@@ -109,7 +109,7 @@ class LibraryHost:
         """The addresses and the protocols that a peer told us of; empty until it did."""
         known, store = ID(bytes(peer)), self._host.get_peerstore()
         try:
-            addresses = tuple(str(address).partition("/p2p/")[0] for address in store.addrs(known))
+            addresses = tuple(filter(None, map(_text, store.addrs(known))))
         except PeerStoreError:
             addresses = ()
         try:
@@ -237,6 +237,14 @@ class _LibraryStream(IMuxedStream):  # type: ignore[misc]  # the library is unty
 
     async def __aenter__(self) -> IMuxedStream:
         return self
+
+
+def _text(address: multiaddr.Multiaddr) -> str:
+    """An address that a peer told, without the peer's id; empty where its bytes are none."""
+    try:
+        return str(address).partition("/p2p/")[0]
+    except Exception:  # noqa: BLE001 - many kinds, for bytes that a stranger chose
+        return ""
 
 
 async def _never() -> None:

@@ -39,6 +39,7 @@ _PINGS: Final = Rate(per_second=2.0, burst=30)
 _OPENS: Final = Rate(per_second=200.0, burst=1000)
 _REFUSALS: Final = Rate(per_second=10.0, burst=100)
 _SMOOTHING: Final = 0.25  # weight of a new round trip
+_LAST_WORDS: Final = 0.1  # seconds in which a peer that broke the protocol may hear that we end the connection
 
 
 class ConnectionOwner(Protocol):
@@ -132,6 +133,9 @@ class MuxedConnection:
                     nursery.start_soon(self._write)
                     await self._read()
                     nursery.cancel_scope.cancel()
+        except Exception:  # noqa: BLE001 - a bug that one peer has found must not take the others' connections with it
+            self.reason = "an internal error"
+            _log.exception("a connection failed", peer=self.remote.short)
         finally:
             self.closed.set()
             self._flushed.set()
@@ -259,16 +263,10 @@ class MuxedConnection:
         except (YamuxError, PacketDamaged) as error:
             self.reason = f"protocol violation: {error}"
             self._owner.misbehaved(self, Penalty.LOW_TOLERANCE, "transport protocol violation")
+            self.leaving = True
             self.mux.go_away(1)
-            if self._idle:  # or the writer is in the middle of a packet: then they hear nothing
-                with trio.move_on_after(0.1):
-                    await self._say_last(self._noise.seal(self.mux.take()))
-
-    async def _say_last(self, sealed: bytes) -> None:
-        try:
-            await self._wire.send_all(sealed)
-        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
-            return
+            with trio.move_on_after(_LAST_WORDS):
+                await self.drain()  # by the writer: nobody else may write to the socket
 
     def _take(self, plain: bytes) -> None:
         now = self.last_heard = trio.current_time()

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+import structlog
 import trio
 
 from owm.net._dialer import Attempt, DialPlan
 from owm.net.errors import NetworkError, NotDialled
 
 __all__ = ["race"]
+
+_log = structlog.get_logger(__name__)
 
 _T = TypeVar("_T")
 
@@ -41,6 +44,9 @@ async def race(plan: DialPlan, dial: Callable[[str], Awaitable[_T]]) -> tuple[_T
             nursery.cancel_scope.cancel()
         except (NetworkError, OSError) as error:
             reasons[one.address] = str(error) or type(error).__name__
+        except Exception as error:  # noqa: BLE001 - see above
+            _log.exception("a dial failed in an unforeseen way", address=one.address)
+            reasons[one.address] = f"an unforeseen error: {type(error).__name__}"
         finally:
             running -= 1
             changed.set()

@@ -120,6 +120,9 @@ class StreamServer:
         except MultistreamError:
             stream.reset()
             self._misbehaved(stream.remote, Penalty.MID_TOLERANCE, "negotiation violated")
+        except Exception:  # noqa: BLE001 - whatever goes wrong on one stream, the network goes on
+            stream.reset()
+            _log.exception("serving a stream failed", peer=stream.remote.short)
 
     async def _agree(self, stream: MuxedStream) -> bool:
         negotiation = Listening(lambda name: name in self._handlers or name in self._others)

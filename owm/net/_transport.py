@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
+import re
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -19,7 +21,10 @@ __all__ = ["Endpoint", "Reach", "dial_tcp", "listen_tcp", "parse_endpoint", "rem
 Reach = Callable[[str], Awaitable[trio.abc.Stream]]
 """Opens a byte stream to an address beyond plain TCP, such as ``/onion3/...``; raises OSError or DialFailed."""
 
-_HOST_PROTOCOLS: Final = frozenset({"ip4", "ip6", "dns", "dns4", "dns6"})
+_NAME_PROTOCOLS: Final = frozenset({"dns", "dns4", "dns6"})
+_LABEL: Final = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)", re.IGNORECASE)
+_ZONE: Final = re.compile(r"[a-z0-9._-]{1,15}", re.IGNORECASE)
+_LONGEST_NAME: Final = 253
 _NOT_SENT_LOW: Final = 128 * 1024  # bytes the kernel may hold unsent: what waits there no small message can overtake
 _BACKLOG: Final = 512
 
@@ -34,11 +39,15 @@ class Endpoint:
 
 
 def parse_endpoint(multiaddr: str) -> Endpoint | None:
-    """Read ``/ip4|ip6|dns|dns4|dns6/<host>/tcp/<port>[/p2p/<id>]``; None for any other address."""
+    """Read ``/ip4|ip6|dns|dns4|dns6/<host>/tcp/<port>[/p2p/<id>]``; None for any other address.
+
+    Addresses come from strangers: an IP address must be one, and a name must be one that the DNS can hold.
+    """
     parts = multiaddr.split("/")
-    if len(parts) not in (5, 7) or parts[0] or parts[1] not in _HOST_PROTOCOLS or parts[3] != "tcp":
+    if len(parts) not in (5, 7) or parts[0] or parts[3] != "tcp":
         return None
-    if not parts[2] or len(parts[2]) > 255 or not (parts[4].isascii() and parts[4].isdigit() and len(parts[4]) <= 5):
+    host = _host(parts[1], parts[2])
+    if host is None or not (parts[4].isascii() and parts[4].isdigit() and len(parts[4]) <= 5):
         return None
     port = int(parts[4])
     if port > 65535:
@@ -51,17 +60,38 @@ def parse_endpoint(multiaddr: str) -> Endpoint | None:
             return None
         if peer is None:
             return None
-    return Endpoint(parts[2], port, peer)
+    return Endpoint(host, port, peer)
+
+
+def _host(protocol: str, value: str) -> str | None:
+    """The host as the resolver takes it; None where it is not what the protocol says."""
+    try:
+        if protocol == "ip4":
+            return str(ipaddress.IPv4Address(value))
+        if protocol == "ip6":
+            address, mark, zone = value.partition("%")
+            return str(ipaddress.IPv6Address(address)) + mark + zone if _ZONE.fullmatch(zone or "0") else None
+        if protocol in _NAME_PROTOCOLS and len(value) <= _LONGEST_NAME:
+            name = value.encode("idna").decode("ascii")
+            labels = name.removesuffix(".").split(".")
+            if labels[-1].isdigit() or labels[-1].lower().startswith("0x"):
+                return None  # resolvers take such names for IP addresses written in older ways
+            return name if len(name) <= _LONGEST_NAME and all(map(_LABEL.fullmatch, labels)) else None
+    except ValueError:  # UnicodeError is one
+        return None
+    return None
 
 
 async def dial_tcp(endpoint: Endpoint) -> trio.SocketStream:
     """Connect.
 
     Raises:
-        DialFailed: nobody listens there, or the name is unknown.
+        DialFailed: nobody listens there, or the name is unknown or none.
     """
     try:
         stream = await trio.open_tcp_stream(endpoint.host, endpoint.port)
+    except ValueError as error:  # a host that the resolver does not take
+        raise DialFailed("not a host that can be dialled") from error
     except OSError as error:
         reason = error.__cause__ if isinstance(error.__cause__, OSError) else error
         raise DialFailed(_in_words(reason)) from error

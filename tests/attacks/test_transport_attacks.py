@@ -10,6 +10,7 @@ from random import Random
 
 import pytest
 import trio
+import trio.testing
 
 from owm.identity import Identity
 from owm.net import Call, Calls, Network, NetworkLimits, Stream
@@ -409,3 +410,82 @@ async def connect_and_leave(network: Network) -> None:
     async with Libp2pNetwork(Identity(bytes([9]) * 32), limits=LIMITS).running() as first:
         await connect(first, network)
     await eventually(lambda: not network.connections())
+
+
+@pytest.mark.attack("T7")
+async def test_a_breach_while_our_last_words_are_stuck_ends_that_connection_and_no_other() -> None:
+    ours, theirs = trio.testing.lockstep_stream_pair()  # a socket that takes nothing until the peer reads
+
+    async def reach(address: str) -> trio.abc.Stream:
+        return ours
+
+    async with Libp2pNetwork(identity(1), limits=LIMITS, reach=reach).running() as network, trio.open_nursery() as run:
+        network.handle(ECHO, echo)
+        run.start_soon(network.connect, MALLORY.peer_id, ["/onion3/mallory"])
+        secured = await secure(theirs, Credentials.of(MALLORY), initiator=False)
+        with trio.move_on_after(0.3):
+            while await theirs.receive_some(65536):
+                pass
+        assert network.is_connected(MALLORY.peer_id)
+        await theirs.send_all(secured.session.seal(frame(9, 0, 0, 0)))
+        await trio.sleep(0.02)
+        await network.disconnect(MALLORY.peer_id)  # has something to say, too, and the writer is woken
+        await eventually(lambda: not network.is_connected(MALLORY.peer_id))
+        assert network.penalties.score(MALLORY.peer_id, 0) <= -10
+        await honest_peers_are_served(network)
+        await trio.aclose_forcefully(theirs)
+
+
+HOSTILE_HOSTS = [
+    "a" * 70,
+    "a\0b",
+    "\ud800",
+    "a..b",
+    "*" * 5,
+    "xn--\u2028",
+    "ip 4",
+    "-",
+    "a" * 300,
+    "1.2.3",
+    "::1%\0",
+    "",
+]
+
+
+@pytest.mark.attack("T7")
+@pytest.mark.parametrize("protocol", ["ip4", "ip6", "dns", "dns4", "dns6"])
+async def test_a_hostile_address_is_a_reason_and_no_more(protocol: str) -> None:
+    async with victim() as network:
+        for number, host in enumerate(HOSTILE_HOSTS):
+            address = f"/{protocol}/{host}/tcp/1"
+            assert parse_endpoint(address) is None
+            with trio.fail_after(5), pytest.raises(DialFailed) as failure:
+                await network.connect(identity(1000 + number).peer_id, [address])
+            assert list(failure.value.reasons) == [address]
+        await honest_peers_are_served(network)
+
+
+@pytest.mark.attack("T7")
+async def test_a_way_that_fails_in_an_unforeseen_manner_does_not_spoil_the_others() -> None:
+    async def reach(address: str) -> trio.abc.Stream:
+        raise UnicodeError("label too long")
+
+    async with victim() as network, Libp2pNetwork(identity(2), limits=LIMITS, reach=reach).running() as dialler:
+        strange = "/onion3/strange"
+        with trio.fail_after(5):
+            await dialler.connect(network.peer_id, [strange, *network.addresses])
+        with pytest.raises(DialFailed) as failure:
+            await dialler.connect(identity(3).peer_id, [strange])
+        assert failure.value.reasons == {strange: "an unforeseen error: UnicodeError"}
+
+
+def test_addresses_that_can_be_dialled_are_read() -> None:
+    for address, host in {
+        "/ip4/127.0.0.1/tcp/9000": "127.0.0.1",
+        "/ip6/2001:db8::1/tcp/9000": "2001:db8::1",
+        "/ip6/fe80::1%eth0/tcp/9000": "fe80::1%eth0",
+        "/dns4/peer_1.example.org/tcp/9000": "peer_1.example.org",
+        "/dns/b\u00fccher.example/tcp/9000": "xn--bcher-kva.example",
+    }.items():
+        endpoint = parse_endpoint(address)
+        assert endpoint is not None and endpoint.host == host
