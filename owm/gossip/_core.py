@@ -191,6 +191,12 @@ class GossipCore(Generic[P]):
                 state.send(peer, Rpc(subscriptions=ours), Priority.OWN)
         return state.drain()
 
+    def stream_renewed(self, peer: P, now: float) -> list[Effect[P]]:
+        """What we sent last may be lost: tell the peer, first of all, what it must know of us. Nothing is forgotten."""
+        if found := self._state.peers.get(peer):
+            self._meshes.tell_again(found, now)
+        return self._state.drain()
+
     def set_idontwant(self, peer: P, speaks: bool) -> None:
         """Whether the peer negotiated v1.2, once that is known."""
         if found := self._state.peers.get(peer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterable
 from typing import Generic, TypeVar
 
@@ -95,6 +96,25 @@ class Meshes(Generic[P]):
         if topic.mesh.pop(peer.id, None) is not None:
             self._state.scores.pruned(peer.score, topic.name, now)
         self._state.forget_if_unused(topic)
+
+    def tell_again(self, peer: Peer[P], now: float) -> None:
+        """Repeat our subscriptions, and where the peer is in or out of our meshes."""
+        state = self._state
+        known = [name for name, topic in state.topics.items() if topic.subscribed or name in peer.topics]
+        if known:
+            subscriptions = tuple((name, state.topics[name].subscribed) for name in known)
+            state.send(peer.id, Rpc(subscriptions=subscriptions), Priority.OWN)
+        grafts: list[str] = []
+        prunes: list[Prune] = []
+        for name in peer.topics:
+            topic = state.topics[name]
+            until = topic.backoff.get(peer.id, 0.0)
+            if peer.id in topic.mesh:
+                grafts.append(name)
+            elif until > now:
+                prunes.append(Prune(name, max(1, math.ceil(until - now))))
+        if grafts or prunes:
+            state.send(peer.id, Rpc(graft=tuple(grafts), prune=tuple(prunes)), Priority.CONTROL)
 
     def maintain(self, now: float) -> None:
         """The heartbeat's work on every mesh and fan-out."""

@@ -181,11 +181,13 @@ class GossipShell:
             self.apply(self._core.peer_down(peer, self._clock.monotonic()))
 
     async def _send_to(self, peer: PeerId, outbox: Outbox, scope: trio.CancelScope) -> None:
-        """Own the outbound stream to one peer; a broken one is opened again, all told afresh."""
+        """Own the outbound stream to one peer; a broken one is opened again, and what the peer must know is said."""
         with scope:
             while not scope.cancel_called:  # the peer may have left before we first ran
+                told = False
                 try:
                     stream = await self._open(peer)
+                    told = True
                     try:
                         await outbox.drain(stream, _PATIENCE)
                     finally:
@@ -195,15 +197,19 @@ class GossipShell:
                     return
                 except NetworkError as error:
                     _log.debug("gossip to a peer broke", peer=peer.short, error=str(error))
+                    if told and not scope.cancel_called:
+                        outbox = self._start_again(peer, outbox)
                 await trio.sleep(_RETRY_SECONDS)
                 if not self._network.is_connected(peer):
                     self._left(peer)
                     return
-                self._dropped += outbox.dropped
-                outbox = self.outboxes[peer] = Outbox(_OUTBOX_BYTES)
-                now = self._clock.monotonic()
-                self.apply(self._core.peer_down(peer, now))
-                self.apply(self._core.peer_up(peer, now, idontwant=False))
+
+    def _start_again(self, peer: PeerId, broken: Outbox) -> Outbox:
+        """What was sent last may be lost; the peer's own stream may be as good as ever: nothing of it is forgotten."""
+        self._dropped += broken.dropped
+        outbox = self.outboxes[peer] = Outbox(_OUTBOX_BYTES)
+        self.apply(self._core.stream_renewed(peer, self._clock.monotonic()))
+        return outbox
 
     async def _open(self, peer: PeerId) -> Stream:
         for protocol in self._protocols:
