@@ -18,7 +18,16 @@ import trio
 
 from owm.records import TIERS, Accelerator
 
-__all__ = ["TIER_TABLE", "Hardware", "TierMinimum", "applied_tier", "classify", "detect"]
+__all__ = [
+    "TIER_TABLE",
+    "Hardware",
+    "TierMinimum",
+    "applied_tier",
+    "best_tier",
+    "classify",
+    "detect",
+    "ignored_override",
+]
 
 _log = structlog.get_logger(__name__)
 
@@ -76,6 +85,30 @@ def applied_tier(detected: str, override: str) -> str:
     if not override or TIERS.index(override) >= TIERS.index(detected):
         return detected
     return override
+
+
+def best_tier(hardware: Hardware) -> str:
+    """The tier that this machine has where its bandwidth is enough."""
+    return classify(hardware, float("inf"))
+
+
+def ignored_override(hardware: Hardware, bandwidth_mbps: float | None, override: str) -> str:
+    """What to tell an operator whose override would raise the tier; empty where it does not.
+
+    Args:
+        bandwidth_mbps: None before any measurement: what the rest of the machine allows is then the measure.
+    """
+    detected = best_tier(hardware) if bandwidth_mbps is None else classify(hardware, bandwidth_mbps)
+    if not override or TIERS.index(override) <= TIERS.index(detected):
+        return ""
+    found = f"{hardware.vram_mib} MiB VRAM, {hardware.ram_mib} MiB RAM"
+    if bandwidth_mbps is not None:
+        found += f", {bandwidth_mbps:.0f} Mbps"
+    most = "" if bandwidth_mbps is not None else " at most"
+    return (
+        f'node.tier_override = "{override}" is ignored: an override can only lower the tier, and this machine '
+        f"has {detected}{most} ({found})"
+    )
 
 
 def parse_nvidia_smi(text: str) -> tuple[Accelerator, ...]:

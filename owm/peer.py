@@ -37,6 +37,7 @@ from owm.net import Network, NetworkLimits
 from owm.records import TIERS, SignedRecord
 from owm.roles._local import LocalViews
 from owm.roles._manifest import ManifestSource
+from owm.roles._measuring import TierWatch
 from owm.roles._presence import Presence
 from owm.roles._standing import StandingMemory
 from owm.roles._state import data_folder_lock, peer_file
@@ -53,9 +54,6 @@ __all__ = ["Parts", "Peer", "limits_of", "run_peer", "settle_memory"]
 _log = structlog.get_logger(__name__)
 
 _EXPIRE_EVERY: Final = 10.0
-_PROBE_AFTER: Final = 20.0
-_PROBE_EVERY: Final = 24 * 3600.0
-_PROBES: Final = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +115,14 @@ class Peer:
             self.manifests.publish,
             p.random,
         )
+        self.tier_watch = TierWatch(
+            self.source,
+            p.store,
+            p.clock,
+            p.random,
+            worker="worker" in p.settings.node.roles,
+            on_change=self.presence.changed,
+        )
         self.requester = TaskRequester(
             p.network,
             self.directory,
@@ -158,6 +164,7 @@ class Peer:
             await p.store.abandon_unfinished(p.clock.time())
             standing = StandingMemory(p.network.penalties, p.store, p.clock)
             await standing.load()
+            await self.tier_watch.load()
             await stack.enter_async_context(p.network.running())
             nursery = await stack.enter_async_context(_cancelled_at_end())
             await stack.enter_async_context(self.gossip.running())
@@ -201,18 +208,8 @@ class Peer:
             self.directory.expire()
 
     async def _measure_bandwidth(self) -> None:
-        """Measure with a few peers, soon after joining and then daily; a new tier is published."""
         await self.joiner.wait_joined()
-        await trio.sleep(_PROBE_AFTER)
-        while True:
-            before = self.source.tier
-            connections = list(self.parts.network.connections())
-            self.parts.random.shuffle(connections)
-            for connection in connections[:_PROBES]:
-                await self.bandwidth.probe(connection.peer)
-            if self.source.tier != before:
-                self.presence.changed()
-            await trio.sleep(_PROBE_EVERY)
+        await self.tier_watch.run()
 
     def health(self) -> Health:
         """What ``/health`` says."""

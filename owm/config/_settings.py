@@ -56,7 +56,7 @@ class NetworkSettings(_Section, frozen=True):
     coordinator_url: str = ""  #: the Phase 1 coordinator, tried last; empty for none
     max_concurrent_tasks: Positive = 4  #: tasks that run at once
     mdns: bool = False  #: look for peers on the local network
-    measure_bandwidth: bool = True  #: with a few peers, at the start and daily (a megabyte each)
+    measure_bandwidth: bool = True  #: with a few peers at the start, then one a day (8 MiB each)
 
 
 class LimitsSettings(_Section, frozen=True):

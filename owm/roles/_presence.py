@@ -53,12 +53,14 @@ class Presence:
         self._publish = publish
         self._random = random
         self._changed = trio.Event()
+        self._offers_changed = trio.Event()
         self._published = trio.Event()
         self.latest: SignedRecord | None = None
 
     def changed(self) -> None:
-        """What we offer has changed: publish within a second instead of within a minute."""
+        """What we offer has changed: publish within a second instead of within a minute, and provide other keys."""
         self._changed.set()
+        self._offers_changed.set()
 
     async def wait_published(self) -> None:
         await self._published.wait()
@@ -82,12 +84,25 @@ class Presence:
                     await trio.sleep(_SOON)
 
     async def _provide(self) -> None:
-        """Register our roles, task types and models in the DHT; the DHT re-provides them."""
+        """Keep our roles, task types and models registered in the DHT, which re-provides them."""
+        held: set[bytes] = set()
+        while True:
+            self._offers_changed = trio.Event()
+            wanted = self._keys()
+            for key in held.difference(wanted):
+                await self._dht.unprovide(key)
+                _log.debug("no longer provided", key=key.decode())
+            for key in wanted:
+                if key not in held:
+                    taken = await self._dht.provide(key)
+                    _log.debug("provided", key=key.decode(), taken=taken)
+            held = set(wanted)
+            await self._offers_changed.wait()
+
+    def _keys(self) -> list[bytes]:
         shard = self._identity.public_key[-1]
         keys = [role_key(role, self._source.tier, shard) for role in self._roles]
         keys += [f"task:{kind}".encode() for kind in self._source.task_types]
         if self._source.engine is not None:
             keys += [f"model:{model.sha256}".encode() for model in self._source.engine.models]
-        for key in keys:
-            taken = await self._dht.provide(key)
-            _log.debug("provided", key=key.decode(), taken=taken)
+        return keys

@@ -47,7 +47,6 @@ class WorkerRole:
     ) -> None:
         slots = min(settings.model.slots, settings.network.max_concurrent_tasks)
         self._engine = engine
-        self._constitution = constitution
         self.tasks = TaskWorker(
             network,
             engine,
@@ -65,12 +64,6 @@ class WorkerRole:
             manifest.engine = self._engine
             manifest.task_types = self.tasks.task_types
             manifest.load = self._load
-            if manifest.tier == "t0":
-                required = self._constitution.min_tier
-                _log.warning(
-                    "this machine is below Tier 1 (8 GB VRAM, 16 GB RAM, 50 Mbps)",
-                    consequence="it serves all the same" if required == "t0" else f"this network requires {required}",
-                )
             try:
                 yield self
             finally:

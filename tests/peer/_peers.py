@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
+from typing import Literal
 
 import trio
 
@@ -36,12 +37,14 @@ def peer(
     store: Path | None = None,
     bandwidth: bool = False,
     limits: LimitsSettings | None = None,
+    hardware: Hardware = Hardware((), 16_000),
+    tier_override: Literal["", "t0", "t1", "t2", "t3"] = "",
 ) -> Peer:
     """A peer of a devnet whose key follows from its name; ``via`` are the addresses that it is told."""
     constitution = load_constitution("devnet")
     identity = Identity(Random(name).randbytes(32))
     settings = Settings(
-        node=NodeSettings(roles=tuple(roles)),
+        node=NodeSettings(roles=tuple(roles), tier_override=tier_override),
         network=NetworkSettings(measure_bandwidth=bandwidth),
         limits=limits or LimitsSettings(),
     )
@@ -59,7 +62,7 @@ def peer(
             clock=TrioClock(),
             random=Random(f"{name} random"),
             secrets=Random(f"{name} secrets"),
-            hardware=Hardware((), 16_000),
+            hardware=hardware,
             engine=(engine or StandInEngine()) if "worker" in roles else None,
             cache_path=cache,
             sources=[("settings", told)] if via else [],
