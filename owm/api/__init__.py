@@ -18,7 +18,7 @@ from owm.api._backend import (
     Started,
     TokenText,
 )
-from owm.api.errors import ApiError, BadRequest, Busy, NoWorker, PromptTooLarge, TimedOut, WorkFailed
+from owm.api.errors import ApiError, BadRequest, Busy, NoWorker, PromptTooLarge, Stopping, TimedOut, WorkFailed
 from owm.api.keys import ApiKey, KeyStore, NewKey
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ __all__ = [
     "PromptTooLarge",
     "Restarted",
     "Started",
+    "Stopping",
     "TimedOut",
     "TokenText",
     "WorkFailed",

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import structlog
-from quart import Quart, Response, g, request
-from quart_trio import QuartTrio
+from prometheus_client import CollectorRegistry
+from quart import Response, g, request
 from quart_trio.wrappers import TrioResponse
 from werkzeug.exceptions import HTTPException
 
@@ -16,19 +16,20 @@ from owm.api._access import Access
 from owm.api._backend import Backend
 from owm.api._chat import chat_routes
 from owm.api._gateway import Gateway
+from owm.api._metrics import Metrics
 from owm.api._network import network_routes
 from owm.api._openapi import openapi_routes
 from owm.api._page import page_routes
 from owm.api._problems import error_response
 from owm.api._query import query_routes
-from owm.api._streams import HttpConnection
+from owm.api._streams import HttpConnection, MeteredApp
 from owm.api.errors import INTERNAL, ApiError, Busy
 from owm.api.keys import KeyStore
 from owm.clock import Clock, SystemClock
 from owm.config import ApiSettings
 from owm.errors import TemporaryError
 
-__all__ = ["create_app"]
+__all__ = ["GatewayApp", "create_app"]
 
 _log = structlog.get_logger(__name__)
 
@@ -57,8 +58,11 @@ class _HttpError(ApiError):
         self.openai_type = "invalid_request_error" if status < 500 else "server_error"
 
 
-class _App(QuartTrio):
+class GatewayApp(MeteredApp):
+    """The API as an ASGI app, and the gateway that its routes share."""
+
     asgi_http_class = HttpConnection
+    gateway: Gateway
 
 
 def create_app(
@@ -67,23 +71,27 @@ def create_app(
     keys: KeyStore,
     clock: Clock | None = None,
     random_bytes: Callable[[int], bytes] = secrets.token_bytes,
-) -> Quart:
+    registry: CollectorRegistry | None = None,
+) -> GatewayApp:
     """The API as an ASGI app.
 
     Args:
         backend: where answers come from.
         settings: limits, allowed hosts and origins.
-        keys: API keys; changes that others make to the file are noticed within a second.
+        keys: API keys; changes that others make to the file are noticed within a second. What they have used is kept
+            in the same file.
         clock: for windows, sessions and latencies.
         random_bytes: ids, session and pseudonym keys.
+        registry: where the API's metrics are shown.
     """
-    app = _App("owm.api", static_folder=None)
+    app = GatewayApp("owm.api", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
     app.config["BODY_TIMEOUT"] = settings.write_timeout
     app.config["RESPONSE_TIMEOUT"] = None  # the work has its own deadline
     clock = clock or SystemClock()
     access = Access(settings, keys, clock, random_bytes)
-    gateway = Gateway(backend, settings, access, clock, random_bytes)
+    app.metrics = Metrics(registry)
+    app.gateway = gateway = Gateway(backend, settings, access, clock, keys.path, random_bytes, app.metrics)
     for routes in (query_routes, chat_routes, network_routes, openapi_routes, page_routes):
         app.register_blueprint(routes(gateway))
 
@@ -101,10 +109,12 @@ def create_app(
         headers.setdefault("X-OWM-Model-Version", gateway.version())
         headers.setdefault("X-OWM-OTS-Verified", "false")
         caller = g.get("caller")
-        if caller is not None and (remaining := gateway.remaining(caller)) is not None:
+        if caller is not None and (remaining := gateway.usage.remaining(caller)) is not None:
             headers["X-RateLimit-Limit"] = str(caller.per_day)
             headers["X-RateLimit-Remaining"] = str(remaining)
         headers.setdefault("X-Content-Type-Options", "nosniff")
+        if gateway.work.stopping:
+            headers["Connection"] = "close"  # the client's next request goes elsewhere
         headers.setdefault("Referrer-Policy", "no-referrer")
         origin = request.headers.get("Origin", "")
         if origin and access.allows_origin(origin):

@@ -28,12 +28,14 @@ class Started(msgspec.Struct, frozen=True):
 
     worker: str  #: its peer id; the API shows a pseudonym only
     attempt: int  #: 1 for the first worker asked
+    model_sha256: str  #: of the model that it answers with
 
 
 class TokenText(msgspec.Struct, frozen=True):
     """The next piece of the answer; may be empty while a character is incomplete."""
 
     text: str
+    logprob: float | None = None  #: natural logarithm of its probability, where the worker says
 
 
 class Restarted(msgspec.Struct, frozen=True):

@@ -21,7 +21,10 @@ __all__ = [
     "Turn",
 ]
 
-MaxTokens = Annotated[int, Meta(ge=1, le=32_768, description="At most so many new tokens.")]
+MaxTokens = Annotated[
+    int,
+    Meta(ge=1, le=32_768, description="At most so many new tokens, and no more than the model's context holds."),
+]
 
 
 class Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -31,8 +34,8 @@ class Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     content: Annotated[str, Meta(max_length=1_000_000)]
 
 
-class Context(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the query stands in."""
+class Context(msgspec.Struct, frozen=True):
+    """What the query stands in. An open object: keys besides these are accepted and change nothing."""
 
     messages: Annotated[tuple[Turn, ...], Meta(max_length=256, description="Earlier turns, the oldest first.")] = ()
 

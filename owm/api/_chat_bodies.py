@@ -1,4 +1,8 @@
-"""Bodies of the OpenAI dialect: what its clients send and expect. Fields that change nothing here are accepted."""
+"""Bodies of the OpenAI dialect: what its clients send and expect.
+
+Fields that would change the answer and are not done here are refused when they ask for something; fields that change
+nothing are accepted; all others are refused, so that nobody waits for an effect that never comes.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ __all__ = [
     "ChatCompletionRequest",
     "ChatReply",
     "ChatTurn",
+    "ChoiceLogprobs",
     "ChunkChoice",
     "ChunkDelta",
     "EmbeddingList",
@@ -22,10 +27,13 @@ __all__ = [
     "ModelEntry",
     "ModelList",
     "TextPart",
+    "TokenLogprob",
     "Usage",
 ]
 
 _Text = Annotated[str, Meta(max_length=1_000_000)]
+_Inert = Annotated[Any, Meta(description="Accepted; changes nothing.")]
+_Undone = Annotated[Any, Meta(description="Not done here: refused unless it is null or asks for nothing.")]
 
 
 class TextPart(msgspec.Struct, frozen=True):
@@ -35,24 +43,36 @@ class TextPart(msgspec.Struct, frozen=True):
     text: _Text
 
 
-class ChatTurn(msgspec.Struct, frozen=True):
+class ChatTurn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: _Text | Annotated[tuple[TextPart, ...], Meta(max_length=64)]
+    content: Annotated[
+        _Text | Annotated[tuple[TextPart, ...], Meta(max_length=64)] | None,
+        Meta(description="Only an assistant's may be null or left out."),
+    ] = None
+    name: _Inert = None
+    refusal: _Undone = None
+    annotations: _Undone = None
+    audio: _Undone = None
+    function_call: _Undone = None
+    tool_calls: _Undone = None
 
     @property
     def text(self) -> str:
+        if self.content is None:
+            return ""
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
-class StreamOptions(msgspec.Struct, frozen=True):
+class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How to stream."""
 
-    include_usage: bool = False
+    include_usage: Annotated[bool | None, Meta(description="End with a chunk that holds the usage.")] = None
+    include_obfuscation: _Inert = None
 
 
-class ChatCompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
+class ChatCompletionRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A conversation to continue."""
 
     messages: Annotated[tuple[ChatTurn, ...], Meta(min_length=1, max_length=256, description="The oldest first.")]
@@ -75,7 +95,34 @@ class ChatCompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     ) = None
     n: Literal[1] | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    stream_options: Annotated[StreamOptions | None, Meta(description="Only together with stream.")] = None
+    logprobs: Annotated[
+        bool | None, Meta(description="Give each token's natural log-probability, where the worker says it.")
+    ] = None
+    top_logprobs: (
+        Annotated[int, Meta(ge=0, le=0, description="The likeliest tokens beside it are not told.")] | None
+    ) = None
+    tools: _Undone = None
+    tool_choice: _Undone = None
+    functions: _Undone = None
+    function_call: _Undone = None
+    response_format: _Undone = None
+    modalities: _Undone = None
+    audio: _Undone = None
+    logit_bias: _Undone = None
+    frequency_penalty: _Undone = None
+    presence_penalty: _Undone = None
+    reasoning_effort: _Undone = None
+    verbosity: _Undone = None
+    web_search_options: _Undone = None
+    metadata: _Inert = None
+    parallel_tool_calls: _Inert = None
+    prediction: _Inert = None
+    prompt_cache_key: _Inert = None
+    safety_identifier: _Inert = None
+    service_tier: _Inert = None
+    store: _Inert = None
+    user: _Inert = None
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,16 +133,31 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     completion_tokens: int | UnsetType = UNSET
 
 
+class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
+    """One token; its text is empty while a character is incomplete."""
+
+    token: str
+    logprob: Annotated[float, Meta(description="Natural logarithm; -9999 for one that is as good as impossible.")]
+    bytes: tuple[int, ...] | None
+    top_logprobs: tuple[Any, ...] = ()
+
+
+class ChoiceLogprobs(msgspec.Struct, frozen=True, kw_only=True):
+    content: tuple[TokenLogprob, ...]
+    refusal: None = None
+
+
 class ChatReply(msgspec.Struct, frozen=True):
     role: Literal["assistant"]
     content: str
+    refusal: None = None
 
 
 class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):
     index: int
     message: ChatReply
     finish_reason: str
-    logprobs: None = None
+    logprobs: ChoiceLogprobs | None = None
 
 
 class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,6 +180,7 @@ class ChunkDelta(msgspec.Struct, frozen=True, omit_defaults=True):
 class ChunkChoice(msgspec.Struct, frozen=True, kw_only=True):
     index: int
     delta: ChunkDelta
+    logprobs: ChoiceLogprobs | None = None
     finish_reason: str | None = None
 
 
@@ -144,12 +207,14 @@ class ModelList(msgspec.Struct, frozen=True, kw_only=True):
     object: Literal["list"] = "list"
 
 
-class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
+class EmbeddingRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Texts to embed."""
 
     input: _Text | Annotated[tuple[_Text, ...], Meta(min_length=1, max_length=256)]
     model: Annotated[str, Meta(max_length=128, description="Empty for the network's embedding model.")] = ""
     encoding_format: Literal["float", "base64"] | None = None
+    dimensions: _Undone = None
+    user: _Inert = None
 
 
 class EmbeddingRow(msgspec.Struct, frozen=True, kw_only=True):

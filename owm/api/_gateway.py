@@ -4,60 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Self
 
-import msgspec
 from quart import Request, g
 
 from owm.api._access import Access, Caller
-from owm.api._backend import Backend
-from owm.api._bodies import QueryResponse
-from owm.api._window import SlidingWindow
-from owm.api.errors import Busy, NotFound, PromptTooLarge, RateLimited
+from owm.api._backend import Answered, Backend
+from owm.api._metrics import Metrics
+from owm.api._results import Results
+from owm.api._streams import Sink
+from owm.api._usage import Charge, Usage
+from owm.api._work import Work
+from owm.api.errors import ApiError, PromptTooLarge
 from owm.clock import Clock
 from owm.config import ApiSettings
 from owm.model import ChatMessage
 from owm.records import ServedModel
 
-__all__ = ["Gateway", "Results", "version_of"]
+__all__ = ["Gateway", "version_of"]
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-_MAX_RESULTS = 1000
-_RESULT_LIFE = 3600.0  #: seconds
-
-
-class _Result(msgspec.Struct, frozen=True):
-    owner: str
-    at: float
-    response: QueryResponse
-
-
-class Results:
-    """Answers kept for who asked: the newest thousand, for an hour."""
-
-    def __init__(self, limit: int = _MAX_RESULTS, life: float = _RESULT_LIFE) -> None:
-        self._limit = limit
-        self._life = life
-        self._results: OrderedDict[str, _Result] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._results)
-
-    def put(self, owner: str, response: QueryResponse, now: float) -> None:
-        self._results[response.query_id] = _Result(owner, now, response)
-        while self._results and (
-            len(self._results) > self._limit or next(iter(self._results.values())).at < now - self._life
-        ):
-            self._results.popitem(last=False)
-
-    def get(self, owner: str, query_id: str, now: float) -> QueryResponse:
-        """Raises NotFound, in the same words, if it is unknown, too old or somebody else's."""
-        result = self._results.get(query_id)
-        if result is None or result.owner != owner or result.at < now - self._life:
-            raise NotFound("there is no such query of yours; answers are kept for an hour")
-        return result.response
+#: Failures of ours before the first byte: they cost the caller nothing.
+_GIVEN_BACK = frozenset({502, 503, 504})
 
 
 class Gateway:
@@ -69,53 +40,72 @@ class Gateway:
         settings: ApiSettings,
         access: Access,
         clock: Clock,
+        usage: Path,
         random_bytes: Callable[[int], bytes] = secrets.token_bytes,
+        metrics: Metrics | None = None,
     ) -> None:
         self.backend = backend
         self.settings = settings
         self.access = access
         self.clock = clock
-        self.results = Results()
-        self.in_flight = 0
+        self.metrics = metrics or Metrics()
+        self.work = Work(settings.max_concurrent, settings.query_timeout)
+        self.usage = Usage(usage, clock)
         self.answered = 0
         self._started = clock.monotonic()
         self._random_bytes = random_bytes
-        # Apart, so that a crowd of addresses cannot make the gateway forget what a key has used.
-        self._windows = {False: SlidingWindow(), True: SlidingWindow()}
+        # Apart, so that a crowd of addresses cannot evict the answers of those who have a key.
+        self._results = {False: Results(), True: Results()}
         self._pseudonym_key = random_bytes(32)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Self]:
+        """Remember what callers have used, and write it down, until the block ends. Raises TemporaryError."""
+        async with self.usage.running():
+            yield self
 
     @property
     def uptime(self) -> float:
         return self.clock.monotonic() - self._started
 
     @contextmanager
-    def slot(self) -> Iterator[None]:
-        """Hold one of the places for requests in work. Raises Busy if all are taken."""
-        if self.in_flight >= self.settings.max_concurrent:
-            raise Busy("the gateway has as many requests in work as it can take; try again in 2 s", retry_after=2)
-        self.in_flight += 1
+    def doing(self, charge: Charge, sink: Sink | None = None) -> Iterator[None]:
+        """Do a request's work in one of the places, within its time.
+
+        What ends in a failure of ours before the first byte was sent costs its caller nothing.
+
+        Args:
+            charge: what the request was counted as.
+            sink: where a stream is written; None for an answer that is sent whole.
+
+        Raises:
+            Busy, Stopping, TimedOut: see :class:`Work`.
+        """
         try:
-            yield
-        finally:
-            self.in_flight -= 1
+            with self.work.one():
+                yield
+        except ApiError as error:
+            if error.status in _GIVEN_BACK and (sink is None or not sink.started):
+                self.usage.give_back(charge)
+                if sink is not None and (remaining := self.usage.remaining(charge.caller)) is not None:
+                    sink.set_header("X-RateLimit-Remaining", str(remaining))
+            raise
+
+    def note_answer(self, done: Answered, first_token: float | None) -> None:
+        """Count a complete answer; ``first_token`` are the seconds to its first one, where there was any."""
+        self.answered += 1
+        self.metrics.answered(done.prompt_tokens, done.completion_tokens)
+        if first_token is not None:
+            self.metrics.first_token(first_token)
+
+    def results(self, caller: Caller) -> Results:
+        """Where the answers of such callers are kept."""
+        return self._results[caller.anonymous]
 
     async def identify(self, request: Request) -> Caller:
         """Who asks; what is left of its day goes into the response's headers. Raises Unauthorised, Forbidden."""
         g.caller = caller = await self.access.identify(request)
         return caller
-
-    def remaining(self, caller: Caller) -> int | None:
-        """How many more requests this caller has in its day; None for any number."""
-        return self._windows[caller.anonymous].remaining(caller.id, caller.per_day, self.clock.monotonic())
-
-    def charge(self, caller: Caller) -> None:
-        """Count one request against the caller's day. Raises RateLimited."""
-        wait = self._windows[caller.anonymous].take(caller.id, caller.per_day, self.clock.monotonic())
-        if wait is not None:
-            raise RateLimited(
-                f"the limit of {caller.per_day} requests in 24 hours is used up; the next is free in {wait} s",
-                retry_after=wait,
-            )
 
     def check_budget(self, messages: Sequence[ChatMessage], field: str) -> None:
         """Refuse a prompt that is too long before any work is done for it.

@@ -38,7 +38,7 @@ def network_routes(gateway: Gateway) -> Blueprint:
         return _json(
             Statistics(
                 **seen,
-                requests_in_flight=gateway.in_flight,
+                requests_in_flight=len(gateway.work),
                 requests_answered=gateway.answered,
                 uptime_s=round(gateway.uptime, 1),
             )
@@ -46,6 +46,7 @@ def network_routes(gateway: Gateway) -> Blueprint:
 
     @routes.get("/healthz")
     async def health() -> Response:
+        gateway.work.check()  # who balances load over gateways asks here
         return _json(Health("ok", gateway.backend.statistics().workers))
 
     return routes

@@ -75,7 +75,7 @@ _DETAILS: Final = {
     431: "The request's head is too long.",
     500: "The gateway failed.",
     502: "The worker failed, and no other could take over.",
-    503: "No worker is available, or the gateway is busy; see Retry-After.",
+    503: "No worker is available, or the gateway is busy or stopping; see Retry-After.",
     504: "The answer was not complete in time.",
 }
 
@@ -199,7 +199,7 @@ def _paths() -> dict[str, Any]:
                 openai=True,
             )
         },
-        "/healthz": {"get": _get("Whether the gateway is up", _answer("It is.", _content("Health")))},
+        "/healthz": {"get": _get("Whether the gateway takes work", _answer("It does.", _content("Health")), 503)},
     }
 
 

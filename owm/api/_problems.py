@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 from quart import Response
 from quart_trio.wrappers import TrioResponse
@@ -14,6 +16,7 @@ __all__ = ["OPENAI_PATHS", "error_body", "error_response", "openai_error", "prob
 #: Paths whose errors take OpenAI's shape.
 OPENAI_PATHS = ("/v1/chat/", "/v1/models", "/v1/embeddings")
 
+_NAMED = re.compile(r"(?:unknown|required) field `(?P<field>[^`]*)`")
 _CODES = {
     "prompt-too-large": "context_length_exceeded",
     "unauthorised": "invalid_api_key",
@@ -33,12 +36,15 @@ def problem(error: ApiError) -> Problem:
 
 
 def openai_error(error: ApiError) -> dict[str, object]:
-    """The error as OpenAI writes it."""
+    """The error as OpenAI writes it, with the field as it names fields: ``messages[0].role``."""
+    field = error.field
+    if field == "$" and (unknown := _NAMED.search(error.detail)) is not None:
+        field = unknown["field"]
     return {
         "error": {
             "message": error.detail,
             "type": error.openai_type,
-            "param": error.field,
+            "param": None if field is None else field.removeprefix("$."),
             "code": _CODES.get(error.kind, error.kind.replace("-", "_")),
         }
     }

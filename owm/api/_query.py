@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import msgspec
-import trio
 from quart import Blueprint, Response, request
 from quart_trio.wrappers import TrioResponse
 
-from owm.api._access import Caller
-from owm.api._backend import Answered, AnswerEvent, Restarted, TokenText
+from owm.api._backend import Answered, AnswerEvent, Restarted, Started, TokenText
 from owm.api._bodies import QueryRequest, QueryResponse, Restart, TokenPiece
 from owm.api._gateway import Gateway, version_of
 from owm.api._problems import problem
 from owm.api._requests import read_body
 from owm.api._streams import Sink, StreamedResponse
-from owm.api.errors import ApiError, TimedOut, WorkFailed
+from owm.api._usage import Charge
+from owm.api.errors import ApiError, WorkFailed
 from owm.model import ChatMessage, GenerateRequest
 
 __all__ = ["query_routes", "sse"]
@@ -31,10 +30,11 @@ def query_routes(gateway: Gateway) -> Blueprint:
         body = await read_body(request, QueryRequest)
         turns = tuple(ChatMessage(turn.role, turn.content) for turn in body.context.messages)
         messages = (*turns, ChatMessage("user", body.query))
+        gateway.work.check()
         gateway.check_budget(messages, "$.query")
-        gateway.charge(caller)
+        charge = gateway.usage.charge(caller)
         ask = GenerateRequest(messages=messages, max_tokens=gateway.limit_tokens("", body.max_tokens))
-        query = _Query(gateway, caller, ask)
+        query = _Query(gateway, charge, ask)
         if stream or body.stream:
             return StreamedResponse(query.stream, _error_event, request.path)
         response = await query.collect()
@@ -51,7 +51,7 @@ def query_routes(gateway: Gateway) -> Blueprint:
     @routes.get("/v1/query/<query_id>")
     async def fetch(query_id: str) -> Response:
         caller = await gateway.identify(request)
-        response = gateway.results.get(caller.id, query_id, gateway.clock.monotonic())
+        response = gateway.results(caller).get(caller.id, query_id, gateway.clock.monotonic())
         return _json(response, version=response.model_version)
 
     return routes
@@ -60,9 +60,9 @@ def query_routes(gateway: Gateway) -> Blueprint:
 class _Query:
     """One question on its way; holds nothing outside of :meth:`collect` and :meth:`stream`."""
 
-    def __init__(self, gateway: Gateway, caller: Caller, ask: GenerateRequest) -> None:
+    def __init__(self, gateway: Gateway, charge: Charge, ask: GenerateRequest) -> None:
         self._gateway = gateway
-        self._caller = caller
+        self._charge = charge
         self._ask = ask
         self._id = gateway.new_id("qry_")
         self._began = gateway.clock.monotonic()
@@ -72,27 +72,21 @@ class _Query:
     async def collect(self) -> QueryResponse:
         """The whole answer; a worker that dies is replaced without a word."""
         gateway = self._gateway
-        try:
-            with gateway.slot(), trio.fail_after(gateway.settings.query_timeout):
-                async with gateway.backend.answer(self._ask, timeout=gateway.settings.query_timeout) as events:
-                    async for event in events:
-                        if isinstance(event, Answered):
-                            return self._finish(event)
-                        self._note(event)
-        except trio.TooSlowError:
-            raise _too_slow(gateway) from None
-        raise WorkFailed("the answer ended before it was complete; ask again")
+        with gateway.doing(self._charge):
+            async with gateway.backend.answer(self._ask, timeout=gateway.settings.query_timeout) as events:
+                async for event in events:
+                    if isinstance(event, Answered):
+                        return self._finish(event)
+                    self._note(event)
+            raise WorkFailed("the answer ended before it was complete; ask again")
 
     async def stream(self, sink: Sink) -> None:
         """The answer as server-sent events: `token`, `restart`, and one `done` or `error` at the end."""
         sink.set_header("X-OWM-Query-Id", self._id)
         gateway = self._gateway
-        try:
-            with gateway.slot(), trio.fail_after(gateway.settings.query_timeout):
-                async with gateway.backend.answer(self._ask, timeout=gateway.settings.query_timeout) as events:
-                    await self._forward(events, sink)
-        except trio.TooSlowError:
-            raise _too_slow(gateway) from None
+        with gateway.doing(self._charge, sink):
+            async with gateway.backend.answer(self._ask, timeout=gateway.settings.query_timeout) as events:
+                await self._forward(events, sink)
 
     async def _forward(self, events: AsyncIterator[AnswerEvent], sink: Sink) -> None:
         async for event in events:
@@ -100,7 +94,9 @@ class _Query:
                 await sink.write(sse("done", self._finish(event)))
                 return
             self._note(event)
-            if isinstance(event, TokenText) and event.text:
+            if isinstance(event, Started) and event.model_sha256:
+                sink.set_header("X-OWM-Model-Version", version_of(event.model_sha256))
+            elif isinstance(event, TokenText) and event.text:
                 await sink.write(sse("token", TokenPiece(event.text)))
             elif isinstance(event, Restarted) and sink.started:
                 await sink.write(sse("restart", Restart(event.reason)))
@@ -134,8 +130,9 @@ class _Query:
             attempts=done.attempts,
             time_to_first_token_ms=None if first is None else round((first - self._began) * 1000),
         )
-        gateway.results.put(self._caller.id, response, now)
-        gateway.answered += 1
+        caller = self._charge.caller
+        gateway.results(caller).put(caller.id, response, now)
+        gateway.note_answer(done, None if first is None else first - self._began)
         return response
 
 
@@ -146,12 +143,6 @@ def sse(event: str, data: msgspec.Struct) -> bytes:
 
 def _error_event(error: ApiError) -> bytes:
     return sse("error", problem(error))
-
-
-def _too_slow(gateway: Gateway) -> TimedOut:
-    return TimedOut(
-        f"the answer was not complete after {gateway.settings.query_timeout:g} s; ask again, or for fewer tokens"
-    )
 
 
 def _json(body: msgspec.Struct, version: str) -> Response:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import http
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -27,8 +27,8 @@ from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr, wrap_app
-from quart import Quart
 
+from owm.api._app import GatewayApp
 from owm.api._problems import error_body
 from owm.api.errors import ApiError, BadRequest, HeadTooLarge
 from owm.config import ApiSettings
@@ -39,26 +39,29 @@ _SEND_BUFFER = 32 * 1024  #: bytes that the kernel keeps for a client
 _MAX_AHEAD = 64 * 1024  #: bytes that a client may send before its answer is out
 _MAX_HEAD = 16 * 1024  #: bytes of a request's first line and headers
 _KEEP_ALIVE = 30.0  #: seconds for the next request's head to arrive complete
+_Refusal = Callable[[int], list[tuple[str, str]]]
 _log = structlog.get_logger(__name__)
 
 
 @asynccontextmanager
-async def serve(app: Quart, settings: ApiSettings, *, grace: float = 10.0) -> AsyncIterator[str]:
+async def serve(app: GatewayApp, settings: ApiSettings, *, grace: float | None = None) -> AsyncIterator[str]:
     """Serve the app inside the block.
 
-    Leaving the block closes the listener, lets requests in work finish for up to ``grace`` seconds and cancels the
-    rest. Cancelling it cancels all at once.
+    Leaving the block refuses new work (503 with Retry-After) while what runs is completed, for up to ``grace`` seconds;
+    then it is cut: a stream gets its error event, a request in work its 503. Only then the listener is closed.
+    Cancelling the block resets every connection at once.
 
     Args:
         app: from ``create_app``.
         settings: host and port (0 lets the system choose), write deadline, bounds.
-        grace: seconds for what runs at the end.
+        grace: seconds for what runs at the end; as long as a query may take when left out.
 
     Yields:
         The URL to reach it under.
 
     Raises:
         OSError: the address cannot be bound.
+        TemporaryError: the file of the keys cannot be read.
     """
     listeners = await trio.open_tcp_listeners(settings.port, host=settings.host, backlog=1024)
     for extra in listeners[1:]:
@@ -67,25 +70,33 @@ async def serve(app: Quart, settings: ApiSettings, *, grace: float = 10.0) -> As
     port = listener.socket.getsockname()[1]
     server = _Server(app, settings)
     try:
-        async with trio.open_nursery() as connections:
+        async with app.gateway.running(), trio.open_nursery() as connections:
             async with trio.open_nursery() as accepting:
                 accepting.start_soon(
                     partial(trio.serve_listeners, server.handle, [listener], handler_nursery=connections)
                 )
                 try:
                     yield _url(settings.host, port)
+                    if not await app.gateway.work.drain(settings.query_timeout if grace is None else grace):
+                        _log.warning("answers were cut off", seconds=grace)
+                except BaseException:
+                    server.abort()
+                    raise
                 finally:
                     accepting.cancel_scope.cancel()
             await server.context.terminated.set()
-            connections.cancel_scope.deadline = trio.current_time() + grace
+            # What is left is written: errors of what was cut, ends of what was complete.
+            connections.cancel_scope.deadline = trio.current_time() + settings.write_timeout
     finally:
         with trio.CancelScope(shield=True):
             await listener.aclose()
 
 
 class _Server:
-    def __init__(self, app: Quart, settings: ApiSettings) -> None:
+    def __init__(self, app: GatewayApp, settings: ApiSettings) -> None:
         self._settings = settings
+        self._gateway = app.gateway
+        self._streams: set[trio.SocketStream] = set()
         self._config = Config()
         self._config.accesslog = None
         self._config.errorlog = None
@@ -94,22 +105,37 @@ class _Server:
         self._config.h11_max_incomplete_size = _MAX_HEAD
         self._app = wrap_app(app, self._config.wsgi_max_body_size, "asgi")
         self.context = WorkerContext(None)
-        self._connections = 0
         # Requests have their own bound, with a proper answer; beyond this not even that is affordable.
         self._max_connections = settings.max_concurrent * 2 + 64
 
     async def handle(self, stream: trio.SocketStream) -> None:
-        if self._connections >= self._max_connections:
+        if len(self._streams) >= self._max_connections:
             _abort(stream)
             return
-        self._connections += 1
+        self._streams.add(stream)
         try:
             guarded = _GuardedStream(stream, self._settings.write_timeout)
-            await _Connection(self._app, self._config, self.context, guarded).run()
+            await _Connection(self._app, self._config, self.context, guarded, self._refusal).run()
         except Exception as error:  # noqa: BLE001 - one connection must never end the gateway
             _log.error("connection failed", error=type(error).__name__)
         finally:
-            self._connections -= 1
+            self._streams.discard(stream)
+
+    def abort(self) -> None:
+        """Reset every connection, also those whose client takes nothing."""
+        for stream in self._streams:
+            _abort(stream)
+
+    def _refusal(self, status: int) -> list[tuple[str, str]]:
+        """Headers for the answer to what never became a request: those that all responses have."""
+        self._gateway.metrics.responded("other", str(status), 0.0)
+        return [
+            ("X-OWM-Model-Version", self._gateway.version()),
+            ("X-OWM-OTS-Verified", "false"),
+            ("X-Content-Type-Options", "nosniff"),
+            ("Referrer-Policy", "no-referrer"),
+            ("Connection", "close"),
+        ]
 
 
 class _GuardedStream:
@@ -144,8 +170,11 @@ class _GuardedStream:
 class _Connection(TCPServer):  # type: ignore[misc]
     """One client."""
 
-    def __init__(self, app: Any, config: Config, context: WorkerContext, stream: _GuardedStream) -> None:
+    def __init__(
+        self, app: Any, config: Config, context: WorkerContext, stream: _GuardedStream, refusal: _Refusal
+    ) -> None:
         super().__init__(app, config, context, ConnectionState({}), stream)
+        self._refusal = refusal
         self._reading = trio.CancelScope()
 
     async def run(self) -> None:
@@ -157,7 +186,7 @@ class _Connection(TCPServer):  # type: ignore[misc]
                 self._task_group = task_group
                 self.protocol = _Http11(
                     self.app, self.config, self.context, task_group, self.state, False, client, server,
-                    self.protocol_send,
+                    self.protocol_send, refusal=self._refusal,
                 )  # fmt: skip
                 await self.idle_task.restart(task_group, self._idle_timeout)
                 await self._read_data()
@@ -190,8 +219,16 @@ class _Pipelined(Exception):
     """The client sent more before its first request was answered."""
 
 
-class _OtherVersion(Exception):
-    """The client speaks another version of HTTP."""
+class _Refused(Exception):
+    """A request that is answered here and never reaches the app.
+
+    Args:
+        status: of HTTP.
+    """
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
 
 
 class _NoReading:
@@ -210,8 +247,9 @@ class _NoReading:
 class _Http11(H11Protocol):  # type: ignore[misc]
     """HTTP/1.1 and nothing else. What a client sends ahead of an answer waits until the answer is out."""
 
-    def __init__(self, *args: Any) -> None:
+    def __init__(self, *args: Any, refusal: _Refusal) -> None:
         super().__init__(*args)
+        self._refusal = refusal
         self.can_read = _NoReading()
         self._parsing = trio.Lock()
         self._paused = False
@@ -236,8 +274,8 @@ class _Http11(H11Protocol):  # type: ignore[misc]
             await self._handle_events()
         except _Pipelined:
             self._paused = True
-        except _OtherVersion:
-            await self._refuse_version()
+        except _Refused as refused:
+            await self._refuse(refused.status)
 
     async def _resume(self) -> None:
         async with self._parsing:
@@ -251,17 +289,22 @@ class _Http11(H11Protocol):  # type: ignore[misc]
             except _Pipelined:
                 self._paused = True
                 self._ahead[:0] = data
-            except _OtherVersion:
-                await self._refuse_version()
+            except _Refused as refused:
+                await self._refuse(refused.status)
 
-    async def _refuse_version(self) -> None:
-        await self._send_error_response(505)
+    async def _refuse(self, status: int) -> None:
+        await self._send_error_response(status)
         await self.send(Closed())
 
     async def _check_protocol(self, event: Any) -> None:
-        """No upgrade to HTTP/2, and no HTTP/2 that is simply assumed."""
+        """No upgrade to HTTP/2, no HTTP/2 that is simply assumed, and no head that is too long though it is whole.
+
+        h11 bounds only a head that is still incomplete, so one that comes at once would pass at any length.
+        """
         if event.http_version not in (b"1.0", b"1.1"):
-            raise _OtherVersion
+            raise _Refused(505)
+        if len(event.target) + sum(len(name) + len(value) + 4 for name, value in event.headers) > _MAX_HEAD:
+            raise _Refused(431)
 
     async def _create_stream(self, request: Any) -> None:
         """No upgrade to WebSocket either: who asks for one gets an ordinary answer."""
@@ -275,12 +318,8 @@ class _Http11(H11Protocol):  # type: ignore[misc]
     async def _send_error_response(self, status_code: int) -> None:
         """What never became a request is answered as a problem too."""
         status, content_type, body = error_body(_not_a_request(status_code), "")
-        headers = [
-            (b"content-type", content_type.encode()),
-            (b"content-length", str(len(body)).encode()),
-            (b"connection", b"close"),
-        ]
-        reason = http.HTTPStatus(status).phrase.encode()
+        headers = [("Content-Type", content_type), ("Content-Length", str(len(body))), *self._refusal(status)]
+        reason = http.HTTPStatus(status).phrase
         await self._send_h11_event(h11.Response(status_code=status, headers=headers, reason=reason))
         await self._send_h11_event(h11.Data(data=body))
         await self._send_h11_event(h11.EndOfMessage())

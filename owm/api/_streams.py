@@ -11,13 +11,17 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import structlog
+import trio
+from quart import Request
+from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection
 from quart_trio.wrappers import TrioResponse
 
+from owm.api._metrics import Metrics
 from owm.api._problems import error_body
 from owm.api.errors import INTERNAL, ApiError
 
-__all__ = ["HttpConnection", "Sink", "StreamedResponse"]
+__all__ = ["HttpConnection", "MeteredApp", "Sink", "StreamedResponse"]
 
 Send = Callable[[Any], Awaitable[None]]
 _log = structlog.get_logger(__name__)
@@ -36,13 +40,20 @@ class Sink:
         self._response.headers[name] = value
 
     async def write(self, data: bytes) -> None:
-        """Send a piece of the body, the status line and headers before the first one."""
-        await self._begin(self._response.status_code)
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        """Send a piece of the body, the status line and headers before the first one.
+
+        It is sent whole or not at all, so that an event can follow a piece whose work was cut; a client that takes
+        nothing is dropped by the server's write deadline.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        with trio.CancelScope(shield=True):
+            await self._begin(self._response.status_code)
+            await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def finish(self) -> None:
-        await self._begin(self._response.status_code)
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        with trio.CancelScope(shield=True):
+            await self._begin(self._response.status_code)
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def fail(self, error: ApiError, path: str) -> None:
         """Send the error as the whole response; only before anything was sent."""
@@ -109,8 +120,32 @@ class StreamedResponse(TrioResponse):
             await sink.fail(error, self._path)
 
 
+class MeteredApp(QuartTrio):
+    """An app that counts its responses."""
+
+    metrics: Metrics
+
+
 class HttpConnection(TrioASGIHTTPConnection):
-    """Sends streamed responses their own way, all others as Quart does."""
+    """Sends streamed responses their own way, all others as Quart does; counts both when they are out."""
+
+    app: MeteredApp
+
+    async def handle_request(self, nursery: trio.Nursery, request: Request, send: Send) -> None:  # type: ignore[override]
+        began = trio.current_time()
+        status = "gone"
+
+        async def noting(message: Any) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = str(message["status"])
+            await send(message)
+
+        try:
+            await super().handle_request(nursery, request, noting)
+        finally:
+            route = request.url_rule.rule if request.url_rule is not None else "other"
+            self.app.metrics.responded(route, status, trio.current_time() - began)
 
     async def _send_response(self, send: Send, response: Any) -> None:
         if isinstance(response, StreamedResponse):

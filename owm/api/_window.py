@@ -34,7 +34,7 @@ class SlidingWindow:
         Args:
             caller: whom to count it for.
             limit: requests allowed within the period; 0 for no limit.
-            now: monotonic seconds.
+            now: seconds on a clock that never goes backwards.
 
         Returns:
             None if it is allowed (and counted), otherwise the whole seconds until one will be.
@@ -50,6 +50,22 @@ class SlidingWindow:
         times.append(now)
         self._forget(now)
         return None
+
+    def restore(self, caller: str, at: float) -> None:
+        """Count a request of earlier, as after a restart; the oldest come first."""
+        self._log.setdefault(caller, deque()).append(at)
+        self._log.move_to_end(caller)
+        self._forget(at)
+
+    def give_back(self, caller: str, at: float) -> bool:
+        """Count the request that was taken at that time no longer; False if it was not counted."""
+        times = self._log.get(caller)
+        if times is None or at not in times:
+            return False
+        times.remove(at)
+        if not times:
+            del self._log[caller]
+        return True
 
     def remaining(self, caller: str, limit: int, now: float) -> int | None:
         """How many more requests are allowed now; None where there is no limit."""

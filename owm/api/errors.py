@@ -21,6 +21,7 @@ __all__ = [
     "NotFound",
     "PromptTooLarge",
     "RateLimited",
+    "Stopping",
     "TimedOut",
     "Unauthorised",
     "Unprocessable",
@@ -133,6 +134,12 @@ class Busy(ApiError):
     """The gateway has as many requests in work as it may have."""
 
     status, kind, title = 503, "busy", "Gateway busy"
+
+
+class Stopping(ApiError):
+    """The gateway is being stopped: it takes no new work, or cut what ran."""
+
+    status, kind, title = 503, "stopping", "Gateway stopping"
 
 
 class TimedOut(ApiError):

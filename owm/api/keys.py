@@ -70,6 +70,7 @@ class KeyStore:
         self._clock = clock or SystemClock()
         self._random_bytes = random_bytes
         self._lock = threading.Lock()
+        self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch(mode=0o600, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from owm.clock import Clock
 from owm.config import Constitution
 from owm.directory import Directory
 from owm.errors import OwmError
+from owm.identity import PeerId
 from owm.model import Embeddings, GenerateRequest
 from owm.net import Network
 from owm.records import ServedModel, SignedRecord, TaskReceipt
@@ -48,6 +50,7 @@ __all__ = ["NetworkBackend"]
 
 _log = structlog.get_logger(__name__)
 
+_MODELS_LIFE: Final = 0.5  #: seconds for which a look at the whole directory is believed
 _LOST: Final = "the worker was lost; another one answers from the beginning"
 
 
@@ -76,6 +79,7 @@ class NetworkBackend:
         self._constitution = constitution
         self._clock = clock
         self._counters = _Counters()
+        self._models: tuple[float, tuple[ServedModel, ...]] = (-math.inf, ())
 
     @asynccontextmanager
     async def answer(self, request: GenerateRequest, *, timeout: float) -> AsyncIterator[AsyncIterator[AnswerEvent]]:
@@ -92,22 +96,22 @@ class NetworkBackend:
         self._counters.running += 1
         try:
             async with self._requester.inference(task, timeout=timeout) as events:
-                yield self._translated(events)
+                yield self._translated(events, request.model)
         except OwmError as error:
             raise _as_api_error(error) from error
         finally:
             self._counters.running -= 1
 
-    async def _translated(self, events: TaskEvents) -> AsyncIterator[AnswerEvent]:
+    async def _translated(self, events: TaskEvents, model: str) -> AsyncIterator[AnswerEvent]:
         try:
             async for event in events:
                 match event:
                     case TaskStarted(_, worker, attempt):
                         if attempt > 1:
                             self._counters.reassigned += 1
-                        yield Started(str(worker), attempt)
-                    case TokenEvent(text):
-                        yield TokenText(text)
+                        yield Started(str(worker), attempt, self._model_of(worker, model))
+                    case TokenEvent(text, _, logprob):
+                        yield TokenText(text, logprob)
                     case Restart():
                         yield Restarted(_LOST)
                     case Completed():
@@ -138,7 +142,22 @@ class NetworkBackend:
         )
 
     def models(self) -> tuple[ServedModel, ...]:
-        """Served by usable workers now; chat models first, the most served first."""
+        """Served by usable workers now, or half a second ago; chat models first, the most served first."""
+        now = self._clock.monotonic()
+        seen, served = self._models
+        # Asked for up to three times per request. Nothing found is not kept, so that the first worker shows at once.
+        if not served or now - seen >= _MODELS_LIFE:
+            served = self._served()
+            self._models = (now, served)
+        return served
+
+    def _model_of(self, worker: PeerId, model: str) -> str:
+        """SHA-256 of the model that this worker answers with when asked for ``model``; empty if unknown."""
+        peer = self._directory.get(worker)
+        served = peer.manifest.models if peer is not None else ()
+        return next((m.sha256 for m in served if m.kind == "chat" and model in ("", m.id)), "")
+
+    def _served(self) -> tuple[ServedModel, ...]:
         found: dict[str, tuple[int, ServedModel]] = {}
         for peer in self._directory.peers():
             for model in peer.manifest.models:

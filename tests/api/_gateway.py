@@ -191,6 +191,7 @@ class ScriptedNetwork:
     asked: list[GenerateRequest] = field(default_factory=list)
     embedded: list[Sequence[str]] = field(default_factory=list)
     pause: float = 0.0
+    logprob: float | None = None
 
     @asynccontextmanager
     async def answer(self, request: GenerateRequest, *, timeout: float) -> AsyncIterator[AsyncIterator[AnswerEvent]]:
@@ -201,12 +202,12 @@ class ScriptedNetwork:
         await trio.sleep(self.pause)
         if self.fault is not None:
             self.fault()
-        yield Started("worker-peer-id", 1)
-        yield TokenText("one ")
-        yield TokenText("two ")
+        yield Started("worker-peer-id", 1, MODEL.sha256)
+        yield TokenText("one ", self.logprob)
+        yield TokenText("two ", self.logprob)
         if self.late_fault is not None:
             self.late_fault()
-        yield TokenText("three")
+        yield TokenText("three", self.logprob)
         yield Answered(
             worker="worker-peer-id",
             attempts=1,

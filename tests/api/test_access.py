@@ -11,10 +11,9 @@ import httpx
 import pytest
 
 from owm.api import _access
-from owm.api._access import Access, Caller
-from owm.api._gateway import Gateway
+from owm.api._access import Caller
+from owm.api._usage import Usage
 from owm.api.errors import RateLimited
-from owm.config import ApiSettings
 from tests.api._gateway import Served, served
 
 QUERY = {"query": "Hello"}
@@ -235,12 +234,11 @@ async def test_a_locked_key_file_is_a_passing_problem(gateway: Served) -> None:
 
 
 async def test_a_crowd_of_addresses_makes_nobody_forget_what_a_key_has_used(gateway: Served) -> None:
-    settings = ApiSettings()
-    shared = Gateway(gateway.network, settings, Access(settings, gateway.keys, gateway.clock), gateway.clock)
-    shared._windows[True]._max_callers = 100
+    usage = Usage(gateway.keys.path, gateway.clock)
+    usage._windows[True]._max_callers = 100
     key = Caller("key_1", 1)
-    shared.charge(key)
+    usage.charge(key)
     for number in range(1000):
-        shared.charge(Caller(f"page:2001:db8:0:{number:x}::/64", 1, anonymous=True))
+        usage.charge(Caller(f"page:2001:db8:0:{number:x}::/64", 1, anonymous=True))
     with pytest.raises(RateLimited):
-        shared.charge(key)
+        usage.charge(key)
