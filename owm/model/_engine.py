@@ -157,10 +157,13 @@ class LlamaEngine(Engine):
     ) -> AsyncIterator[Token | Done]:
         async for message in incoming:
             if "t" in message:
-                # One piece of text may stand for several tokens, of which the engine names the last.
-                number = message["i"][-1] if message["i"] else -1
-                self._generated += 1
-                yield Token(message["t"], number, message["l"][-1] if message["l"] else 0.0)
+                # One piece of text may stand for several tokens: the text goes with the last of them.
+                self._generated += len(message["i"])
+                told = list(zip(message["i"], message["l"], strict=True))
+                for number, logprob in told[:-1]:
+                    yield Token("", number, logprob)
+                for number, logprob in told[-1:]:
+                    yield Token(message["t"], number, logprob)
                 continue
             process.done(message["id"])
             if "error" in message:

@@ -13,7 +13,7 @@ from typing import IO, Any, Final
 
 from owm.model.errors import BadWeights
 
-__all__ = ["GgufHeader", "SpecialTokens", "check_gguf", "special_tokens"]
+__all__ = ["GgufHeader", "SpecialTokens", "Vocabulary", "check_gguf", "special_tokens", "vocabulary"]
 
 _MAGIC: Final = b"GGUF"
 _MOST_ENTRIES: Final = 100_000
@@ -44,8 +44,24 @@ class SpecialTokens:
     ] = ()  #: always read as one token: runs of spaces, tags, in some models markers of turns
 
 
-def special_tokens(path: Path) -> SpecialTokens:
-    """Read them from the vocabulary; raises BadWeights as :func:`check_gguf` does."""
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """The tokens of a model."""
+
+    model: str  #: how their texts are written: "gpt2", "llama", ...
+    tokens: tuple[tuple[str, int], ...]  #: text and type, in the order of their ids
+
+    @property
+    def special(self) -> SpecialTokens:
+        return SpecialTokens(
+            tuple(text for text, kind in self.tokens if text and kind in (_UNKNOWN, _CONTROL)),
+            tuple(text for text, kind in self.tokens if text and kind == _USER_DEFINED),
+        )
+
+
+def vocabulary(path: Path) -> Vocabulary:
+    """Read it; raises BadWeights as :func:`check_gguf` does. A file without one has no tokens."""
+    model = ""
     texts: list[str] = []
     types: tuple[int, ...] = ()
     try:
@@ -59,15 +75,18 @@ def special_tokens(path: Path) -> SpecialTokens:
                 elif key == "tokenizer.ggml.token_type" and kind == _ARRAY:
                     count = _array(file, (4, 5))  # unsigned or signed, 4 bytes each; all are small and positive
                     types = struct.unpack(f"<{count}i", _exactly(file, 4 * count))
+                elif key == "tokenizer.ggml.model":
+                    model = str(_value(file, kind, size))
                 else:
                     _value(file, kind, size)
     except (OSError, struct.error, UnicodeDecodeError, EOFError) as error:
         raise BadWeights(f"{path} is not a sound GGUF file: {error}") from error
-    typed = [(text, kind) for text, kind in zip(texts, types, strict=False) if text]
-    return SpecialTokens(
-        tuple(text for text, kind in typed if kind in (_UNKNOWN, _CONTROL)),
-        tuple(text for text, kind in typed if kind == _USER_DEFINED),
-    )
+    return Vocabulary(model, tuple(zip(texts, types, strict=False)))
+
+
+def special_tokens(path: Path) -> SpecialTokens:
+    """Read them from the vocabulary; raises BadWeights as :func:`check_gguf` does."""
+    return vocabulary(path).special
 
 
 def check_gguf(path: Path) -> GgufHeader:

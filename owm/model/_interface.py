@@ -32,11 +32,11 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Token(msgspec.Struct, frozen=True):
-    """One piece of an answer. ``text`` may be empty while a character is incomplete."""
+    """One token of an answer. ``text`` may be empty while a character is incomplete; it comes with its last token."""
 
     text: str
-    id: int
-    logprob: float
+    id: int  #: -1 where the engine does not say
+    logprob: float  #: natural logarithm; nan where the engine does not say
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True):

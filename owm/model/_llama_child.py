@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
+import math
 import re
 import secrets
 import shutil
@@ -12,13 +13,20 @@ import socket
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import xllamacpp
 
-from owm.model._gguf import special_tokens
+from owm.model._core_fragments import UNKNOWN, Fragments, byte_tokens
+from owm.model._gguf import vocabulary
 
 __all__ = ["Llama", "Refusal"]
+
+# Tokens of prompts in one step, between which a request can be cancelled: on one CPU core about half a second. Larger
+# steps were no faster there (131, 136 and 129 tokens/s with 512, 128 and 64), 32 was slower (83).
+_CPU_STEP: Final = 64
+_GPU_STEP: Final = 512
+_CPU: Final = xllamacpp.ggml_backend_dev_type.GGML_BACKEND_DEVICE_TYPE_CPU
 
 
 class Refusal(Exception):
@@ -63,10 +71,14 @@ class Llama:
         params.ui = False
         params.n_threads_http = 1
         params.cache_ram_mib = 0
+        on_cpu = all(device["type"] == _CPU for device in xllamacpp.get_device_info())
+        params.n_batch = params.n_ubatch = _CPU_STEP if on_cpu else _GPU_STEP
         self._server = xllamacpp.Server(params)
         template = self._ask("GET", "/props")["chat_template"]
         self.template_sha256 = hashlib.sha256(template.encode()).hexdigest()
-        special = special_tokens(Path(settings["weights"]))
+        words = vocabulary(Path(settings["weights"]))
+        special = words.special
+        self._fragments = Fragments(byte_tokens(words.model, words.tokens))
         # What a vocabulary defines for its own ends (spaces, tags) is text; what its template uses marks turns.
         steering = {*special.control, *(text for text in special.user_defined if text.strip() and text in template)}
         texts = sorted(map(re.escape, steering), key=len, reverse=True)
@@ -136,16 +148,7 @@ class Llama:
             raise Refusal(
                 "too_long", f"the prompt has {len(tokens)} tokens; the context of {self._context} leaves no room"
             )
-        state: dict[str, Any] = {"finish": "stop", "completion": 0, "prompt": len(tokens), "error": None}
-
-        def chunk(found: Any) -> bool:
-            # What a callback raises is swallowed by the library: keep it and stop.
-            try:
-                return self._chunk(found, state, send, cancelled)
-            except Exception as error:  # noqa: BLE001
-                state["error"] = Refusal("failed", str(error))
-                return True
-
+        run = _Run(self._fragments, len(tokens), send, cancelled)
         self._server.handle_completions(
             {
                 "prompt": tokens,
@@ -156,37 +159,82 @@ class Llama:
                 "stop": request["stop"],
                 "n_probs": 1,
                 "stream": True,
+                "return_progress": True,  # calls back while it reads the prompt too, so that this can be cancelled
+                "timings_per_token": True,  # says how many tokens there have been
                 "cache_prompt": False,
             },
-            chunk,
+            run.chunk,
         )
-        if state["error"] is not None:
-            raise state["error"]
-        if cancelled():
-            raise Refusal("cancelled", "cancelled")
-        send(done=state["finish"], prompt=state["prompt"], completion=state["completion"])
-
-    @staticmethod
-    def _chunk(found: Any, state: dict[str, Any], send: Callable[..., None], cancelled: Callable[[], bool]) -> bool:
-        if cancelled():
-            return True
-        if not isinstance(found, dict):
-            found = json.loads(found)
-        if "error" in found:
-            code = "too_long" if "context" in found["error"].get("type", "") else "failed"
-            state["error"] = Refusal(code, found["error"].get("message", "the engine refused"))
-            return True
-        choice = found["choices"][0]
-        entries = (choice.get("logprobs") or {}).get("content") or []
-        if choice["text"] or entries:
-            send(t=choice["text"], i=[entry["id"] for entry in entries], l=[entry["logprob"] for entry in entries])
-        if choice.get("finish_reason"):
-            state["finish"] = "length" if choice["finish_reason"] == "length" else "stop"
-        if usage := found.get("usage"):
-            state["completion"] = usage["completion_tokens"]
-            state["prompt"] = usage["prompt_tokens"]
-        return False
+        run.end()
 
     def close(self) -> None:
         """Remove the socket's folder."""
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class _Run:
+    """One generation, as its chunks come."""
+
+    def __init__(
+        self, fragments: Fragments, prompt: int, send: Callable[..., None], cancelled: Callable[[], bool]
+    ) -> None:
+        self._fragments = fragments
+        self._send = send
+        self._cancelled = cancelled
+        self._prompt = prompt
+        self._completion = 0
+        self._told = 0  # tokens sent so far
+        self._held = False  # text is held back that may be the beginning of a stop sequence
+        self._finish = "stop"
+        self._error: Refusal | None = None
+
+    def chunk(self, found: Any) -> bool:
+        """Take what the library sends; True stops it."""
+        # What a callback raises is swallowed by the library: keep it and stop.
+        try:
+            if self._cancelled():
+                return True
+            self._take(json.loads(found) if not isinstance(found, dict) else found)
+        except Exception as error:  # noqa: BLE001
+            self._error = error if isinstance(error, Refusal) else Refusal("failed", str(error))
+        return self._error is not None
+
+    def _take(self, found: dict[str, Any]) -> None:
+        if "error" in found:
+            code = "too_long" if "context" in found["error"].get("type", "") else "failed"
+            raise Refusal(code, found["error"].get("message", "the engine refused"))
+        choice = found["choices"][0]
+        entries = (choice.get("logprobs") or {}).get("content") or []
+        if entries:
+            self._piece(choice["text"], entries, found.get("timings", {}).get("predicted_n", 0))
+        elif choice["text"]:
+            raise Refusal("failed", "the engine sent text without its tokens")
+        if choice.get("finish_reason"):
+            self._finish = "length" if choice["finish_reason"] == "length" else "stop"
+        if usage := found.get("usage"):
+            self._completion = usage["completion_tokens"]
+            self._prompt = usage["prompt_tokens"]
+
+    def _piece(self, text: str, entries: list[dict[str, Any]], count: int) -> None:
+        """Tell every token of a piece, the last ones by the engine's word, those before them as far as is known."""
+        ids = [entry["id"] for entry in entries]
+        hidden = max(0, count - self._told - len(ids))
+        before = [UNKNOWN] * hidden
+        if hidden and len(ids) == 1 and not self._held:
+            before = self._fragments.before(bytes(entries[0]["bytes"]), ids[0], hidden)
+        self._held = not text
+        self._tell(text, before + ids, [math.nan] * hidden + [entry["logprob"] for entry in entries])
+
+    def _tell(self, text: str, ids: list[int], logprobs: list[float]) -> None:
+        self._told += len(ids)
+        self._send(t=text, i=ids, l=logprobs)
+
+    def end(self) -> None:
+        """Tell the end; raises Refusal when it was none."""
+        if self._error is not None:
+            raise self._error
+        if self._cancelled():
+            raise Refusal("cancelled", "cancelled")
+        if (hidden := self._completion - self._told) > 0:  # the limit fell within a character
+            self._tell("", [UNKNOWN] * hidden, [math.nan] * hidden)
+        self._send(done=self._finish, prompt=self._prompt, completion=self._completion)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -117,14 +118,14 @@ class OpenAIEngine(Engine):
             async with self._open().stream("POST", "/chat/completions", json=body) as response:
                 if response.status_code != 200:
                     raise _refusal(response.status_code, await response.aread())
-                yield self._items(response)
+                yield self._items(response, request.max_tokens)
         except httpx.HTTPError as error:
             raise EngineCrashed(f"the server behind this worker failed: {error}") from error
         finally:
             self._busy -= 1
 
-    async def _items(self, response: httpx.Response) -> AsyncIterator[Token | Done]:
-        finish, count = "stop", 0
+    async def _items(self, response: httpx.Response, most: int) -> AsyncIterator[Token | Done]:
+        finish, count, size = "stop", 0, 0
         usage: dict[str, Any] = {}
         try:
             async for line in response.aiter_lines():
@@ -142,17 +143,22 @@ class OpenAIEngine(Engine):
                     if text:
                         count += 1
                         self._generated += 1
-                        yield Token(str(text), -1, 0.0)
+                        size += len(str(text).encode())
+                        yield Token(str(text), -1, math.nan)
                     if choice.get("finish_reason"):
                         finish = "length" if choice["finish_reason"] == "length" else "stop"
             else:
                 raise EngineCrashed("the server behind this worker ended its answer early")
         except httpx.HTTPError as error:
             raise EngineCrashed(f"the server behind this worker failed: {error}") from error
+        # Such servers send several tokens at once where a character takes several, and count some that have no text.
+        completion = int(usage.get("completion_tokens") or count)
+        for _ in range(min(completion, size, most) - count):
+            yield Token("", -1, math.nan)
         yield Done(
             finish=finish,
-            prompt_tokens=int(usage.get("prompt_tokens", 0)),
-            completion_tokens=int(usage.get("completion_tokens", count)),
+            prompt_tokens=int(usage.get("prompt_tokens") or 0),
+            completion_tokens=completion,
             model=self._settings.chat,
             model_sha256=self._sha256,
         )

@@ -19,7 +19,15 @@ from owm.records import SignedRecord
 from owm.tasks._core_life import TaskEvent, TaskLife
 from owm.tasks._core_scheduler import Patience
 from owm.tasks._core_sealing import Binding, Opener, Sealer, requester_keys
-from owm.tasks._receipts import answer_hash, check_receipt, countersign, input_hash, open_receipt, vectors_hash
+from owm.tasks._receipts import (
+    answer_hash,
+    check_receipt,
+    countersign,
+    input_hash,
+    most_tokens,
+    open_receipt,
+    vectors_hash,
+)
 from owm.tasks._types import (
     MAX_FRAME,
     Accepted,
@@ -81,6 +89,7 @@ class Attempt:
     vectors: list[bytes] = field(default_factory=list)
     _ids: list[int] = field(default_factory=list)
     _logprobs: list[int] = field(default_factory=list)
+    _size: int = 0  # bytes of text
 
     @property
     def input_hash(self) -> bytes:
@@ -171,6 +180,7 @@ class Attempt:
                 raise WorkerFault("the worker's tokens do not match up")
             self._ids += message.ids
             self._logprobs += message.logprobs
+            self._size += sum(len(text.encode()) for text in message.text)
             if len(self._ids) > self.body.max_tokens + _SLACK_TOKENS:
                 raise WorkerFault("the worker sent more tokens than were asked for")
         elif isinstance(message, Vectors) and isinstance(self.body, EmbedTask):
@@ -194,8 +204,8 @@ class Attempt:
                 output = answer_hash(
                     self._ids, self._logprobs, finished.template_sha256, self.body.seed, claimed.model_sha256
                 )
-                if claimed.completion_tokens > len(self._ids) + 1:
-                    raise WorkerFault("the worker's receipt counts more tokens than it sent")
+                if claimed.completion_tokens > most_tokens(self.body, len(self._ids), self._size):
+                    raise WorkerFault("the worker's receipt counts more tokens than it sent, or than were asked for")
             served = {model.sha256 for model in self.worker.manifest.models}
             if claimed.model_sha256 not in served:
                 raise WorkerFault("the worker used a model that its manifest does not list")

@@ -21,11 +21,11 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class TokenEvent:
-    """The next piece of the answer."""
+    """The next token of the answer."""
 
-    text: str
-    id: int
-    logprob: float
+    text: str  #: may be empty while a character is incomplete
+    id: int  #: -1 where the worker's engine does not say
+    logprob: float | None  #: natural logarithm; None where the worker's engine does not say
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -12,13 +13,26 @@ from owm.identity import Identity, PeerId, verify
 from owm.records import SignedRecord, TaskReceipt, open_record
 from owm.records.errors import RecordError
 from owm.tasks._core_sealing import Binding
-from owm.tasks._types import Body, InferenceTask
+from owm.tasks._types import LOGPROB_SCALE, Body, InferenceTask
 from owm.tasks.errors import WorkerFault
 
-__all__ = ["answer_hash", "check_receipt", "countersign", "countersigned", "input_hash", "open_receipt", "vectors_hash"]
+__all__ = [
+    "answer_hash",
+    "check_receipt",
+    "countersign",
+    "countersigned",
+    "input_hash",
+    "most_tokens",
+    "open_receipt",
+    "packed_logprob",
+    "unpacked_logprob",
+    "vectors_hash",
+]
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _DOMAIN: Final = b"owm-receipt-countersignature/1:"
+_UNKNOWN: Final = -(2**31)
+_TEXTLESS: Final = 8  # tokens of an answer that may have no text: its end, a character cut short, marks of the template
 
 
 def input_hash(salt: bytes, body: Body) -> bytes:
@@ -34,6 +48,30 @@ def answer_hash(ids: Sequence[int], logprobs: Sequence[int], template: str, seed
 def vectors_hash(vectors: Sequence[bytes], model_sha256: str) -> bytes:
     """SHA-256 over embeddings as they travelled (float32, little endian)."""
     return hashlib.sha256(b"owm-task-vectors/1" + _encode((vectors, model_sha256))).digest()
+
+
+def packed_logprob(logprob: float) -> int:
+    """As it travels and is hashed: in 1/1024 nat; nan, which stands for unknown, is -2**31."""
+    return _UNKNOWN if math.isnan(logprob) else max(_UNKNOWN + 1, round(max(-1e9, logprob) * LOGPROB_SCALE))
+
+
+def unpacked_logprob(packed: int) -> float | None:
+    """In nats; None where the engine did not say."""
+    return None if packed <= _UNKNOWN else packed / LOGPROB_SCALE
+
+
+def most_tokens(body: InferenceTask, told: int, size: int) -> int:
+    """The most tokens that a receipt may count; a worker counts no more, whatever its engine says.
+
+    Every token is told, and has at least a byte of text but for a few: or else whoever is paid by the token could
+    count tokens that say nothing. Text that a stop sequence cut off is not seen.
+
+    Args:
+        told: tokens that were sent.
+        size: bytes of text that were sent.
+    """
+    cut = max((len(text.encode()) for text in body.stop), default=0)
+    return min(body.max_tokens, told + 1, size + cut + _TEXTLESS)
 
 
 def open_receipt(envelope: bytes, binding: Binding, now: float) -> tuple[SignedRecord, TaskReceipt]:
@@ -70,8 +108,6 @@ def check_receipt(receipt: TaskReceipt, binding: Binding, body: Body, salt: byte
             raise WorkerFault(f"the worker's receipt names another {name}")
     if min(receipt.prompt_tokens, receipt.completion_tokens, receipt.queued_ms, receipt.run_ms, receipt.price_msat) < 0:
         raise WorkerFault("the worker's receipt has a negative amount")
-    if isinstance(body, InferenceTask) and receipt.completion_tokens > body.max_tokens:
-        raise WorkerFault("the worker's receipt counts more tokens than were asked for")
 
 
 def countersign(identity: Identity, receipt: SignedRecord) -> bytes:

@@ -27,8 +27,9 @@ from owm.tasks._attempt import FAULTS, Attempt, Proof, unpack
 from owm.tasks._core_life import TaskEvent, TaskLife
 from owm.tasks._dispatch_log import DispatchLog
 from owm.tasks._events import Completed, Embedded, Event, Restart, Started, TokenEvent
+from owm.tasks._receipts import unpacked_logprob
 from owm.tasks._scheduler import Scheduler
-from owm.tasks._types import LOGPROB_SCALE, Body, EmbedTask, InferenceTask, Tokens
+from owm.tasks._types import Body, EmbedTask, InferenceTask, Tokens
 from owm.tasks.errors import ConsumerTooSlow, InvalidTask, NoWorkers, TaskFailed, TaskRefused
 
 __all__ = ["TaskEvents", "TaskRequester"]
@@ -240,7 +241,7 @@ class TaskRequester:
         async def output(tokens: Tokens) -> None:
             for text, token, logprob in zip(tokens.text, tokens.ids, tokens.logprobs, strict=True):
                 job.emitted = True
-                await self._emit(job, TokenEvent(text, token, logprob / LOGPROB_SCALE))
+                await self._emit(job, TokenEvent(text, token, unpacked_logprob(logprob)))
 
         try:
             await self.log.append(attempt.task, worker.id, job.type, number, self._clock.time())

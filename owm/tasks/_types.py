@@ -132,8 +132,8 @@ class Tokens(_Wire, frozen=True, tag="tokens"):
     """One or more pieces of an answer."""
 
     text: tuple[Annotated[str, Meta(max_length=1024)], ...]
-    ids: tuple[int, ...]
-    logprobs: tuple[int, ...]  #: in 1/1024 nat
+    ids: tuple[int, ...]  #: -1 where the engine does not say
+    logprobs: tuple[int, ...]  #: in 1/1024 nat; -2**31 where the engine does not say
 
 
 class Vectors(_Wire, frozen=True, tag="vectors"):

@@ -5,7 +5,6 @@ One stream carries one task: back-pressure comes with it, and a reset from eithe
 
 from __future__ import annotations
 
-import math
 import struct
 from collections import OrderedDict
 from collections.abc import AsyncIterator
@@ -26,9 +25,8 @@ from owm.records import SignedRecord, TaskReceipt, sign_record
 from owm.store import Store
 from owm.tasks._core_sealing import Binding, Opener, Sealer, worker_keys
 from owm.tasks._job import Job, WorkerLimits, WorkerStatistics
-from owm.tasks._receipts import answer_hash, countersigned, input_hash, vectors_hash
+from owm.tasks._receipts import answer_hash, countersigned, input_hash, most_tokens, packed_logprob, vectors_hash
 from owm.tasks._types import (
-    LOGPROB_SCALE,
     MAX_FRAME,
     Accepted,
     EmbedTask,
@@ -286,20 +284,23 @@ class TaskWorker:
         )
         ids: list[int] = []
         logprobs: list[int] = []
+        size = 0
         done: Done | None = None
         async with self._engine.generate(request) as items:
             async for item in items:
                 if isinstance(item, Done):
                     done = item
                     break
-                quantised = round(item.logprob * LOGPROB_SCALE) if math.isfinite(item.logprob) else -(2**31)
+                logprob = packed_logprob(item.logprob)
                 ids.append(item.id)
-                logprobs.append(quantised)
-                await self._send(job, Tokens((item.text,), (item.id,), (quantised,)))
+                logprobs.append(logprob)
+                size += len(item.text.encode())
+                await self._send(job, Tokens((item.text,), (item.id,), (logprob,)))
         if done is None:
             raise NoAnswer("the engine ended without finishing its answer")
         output = answer_hash(ids, logprobs, done.template_sha256, body.seed, done.model_sha256)
-        receipt = await self._receipt(job, output, done.model_sha256, done.prompt_tokens, done.completion_tokens)
+        count = min(done.completion_tokens, most_tokens(body, len(ids), size))
+        receipt = await self._receipt(job, output, done.model_sha256, done.prompt_tokens, count)
         await self._finish(job, receipt, done.finish, done.model, done.template_sha256)
         return receipt
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator
 
 import msgspec
@@ -308,3 +309,57 @@ async def test_our_own_limit_of_streams_loses_no_task(autojump_clock: object) ->
         assert done == [whole(4)] * 40
         assert peer.engine.most_active <= 8
         assert made.scheduler.reliability.weight(peer.identity.peer_id, made.clock.time()) > 0.9
+
+
+class PiecewiseEngine(CountingEngine):
+    """Says what it is told to, and counts what it is told to."""
+
+    def __init__(self, tokens: list[Token], count: int) -> None:
+        super().__init__()
+        self.tokens, self.count = tokens, count
+
+    async def _items(self, request: GenerateRequest) -> AsyncIterator[Token | Done]:
+        for token in self.tokens:
+            yield token
+        async for item in super()._items(request):
+            if isinstance(item, Done):
+                yield msgspec.structs.replace(item, completion_tokens=self.count, finish="stop")
+
+
+GRIN = [Token("", 1, math.nan), Token("", 2, math.nan), Token("", -1, -math.inf), Token("\U0001f600", 4, -0.5)]
+
+
+async def test_characters_of_several_tokens_are_counted_and_what_is_unknown_stays_so(autojump_clock: object) -> None:
+    async with world() as made:
+        await made.add_worker(engine=PiecewiseEngine(GRIN * 3, 12))
+        async with made.requester.inference(question(20)) as events:
+            seen = [event async for event in events]
+        tokens = [event for event in seen if isinstance(event, TokenEvent)]
+        assert "".join(event.text for event in tokens) == "\U0001f600" * 3
+        assert [event.logprob for event in tokens[:4]] == [None, None, -(2**21) + 1 / 1024, -0.5]
+        assert isinstance(seen[-1], Completed) and seen[-1].details.completion_tokens == 12
+
+
+@pytest.mark.parametrize(
+    ("tokens", "count"),
+    [
+        ([Token("word ", 1, -0.5)] * 10, 20),  # more than were sent
+        ([Token("", 1, -0.5)] * 19, 19),  # nearly none has any text
+    ],
+)
+async def test_a_worker_cannot_count_tokens_that_it_did_not_send(
+    autojump_clock: object, monkeypatch: pytest.MonkeyPatch, tokens: list[Token], count: int
+) -> None:
+    honest = PiecewiseEngine(tokens, count)
+    async with world() as made:  # an honest worker does not claim what its engine counts beyond that, and is not blamed
+        await made.add_worker(engine=honest)
+        _, completed, _ = await ask(made, question(20))
+        assert 8 <= completed.details.completion_tokens < count
+        assert not made.network.statistics().penalties
+    monkeypatch.setattr("owm.tasks._worker.most_tokens", lambda *_: count)
+    async with world() as made:
+        liar = await made.add_worker(engine=honest)
+        with pytest.raises(NoWorkers, match="counts more tokens than it sent"):
+            await ask(made, question(20))
+        assert sum(made.network.statistics().penalties.values()) == 1
+        assert made.scheduler.reliability.score(liar.identity.peer_id, made.clock.time()) == 0

@@ -94,7 +94,7 @@ class CountingEngine(Engine):
 class WorkerPeer:
     """A worker with all that belongs to it; ``scope`` kills it."""
 
-    def __init__(self, world: World, number: int, limits: WorkerLimits, engine: CountingEngine) -> None:
+    def __init__(self, world: World, number: int, limits: WorkerLimits, engine: Engine) -> None:
         self.identity = Identity(hashlib.sha256(b"worker%d" % number).digest())
         self.network: MemoryNetwork = world.hub.network(self.identity)
         self.engine = engine
@@ -143,7 +143,7 @@ class World:
         self.workers: list[WorkerPeer] = []
 
     async def add_worker(
-        self, limits: WorkerLimits = WorkerLimits(), gap: float = 0.01, engine: CountingEngine | None = None
+        self, limits: WorkerLimits = WorkerLimits(), gap: float = 0.01, engine: Engine | None = None
     ) -> WorkerPeer:
         peer = WorkerPeer(self, len(self.workers), limits, engine or CountingEngine(gap))
         self.workers.append(peer)
