@@ -188,10 +188,7 @@ class GossipShell:
                 try:
                     stream = await self._open(peer)
                     told = True
-                    try:
-                        await outbox.drain(stream, _PATIENCE)
-                    finally:
-                        stream.reset()
+                    await _drain(outbox, stream)
                 except ProtocolNotSupported:
                     self._left(peer)  # no gossip with this one
                     return
@@ -242,3 +239,33 @@ class GossipShell:
         else:
             if frames.is_inside_frame:
                 raise StreamReset("the stream ended within a frame")
+
+
+async def _drain(outbox: Outbox, stream: Stream) -> None:
+    """Send what waits until the stream breaks. Nothing comes on it, but by its reset we know before the next loss.
+
+    Raises:
+        NetworkError: it broke; it is reset then.
+    """
+    failure: NetworkError | None = None
+    async with trio.open_nursery() as nursery:
+
+        async def notice() -> None:
+            nonlocal failure
+            try:
+                while await stream.receive():
+                    """Whatever it says, nobody asked for it."""
+            except NetworkError as error:
+                failure = error
+                nursery.cancel_scope.cancel()
+
+        nursery.start_soon(notice)
+        try:
+            await outbox.drain(stream, _PATIENCE)
+        except NetworkError as error:
+            failure = error
+            nursery.cancel_scope.cancel()
+        finally:
+            stream.reset()
+    if failure is not None:
+        raise failure
