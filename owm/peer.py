@@ -23,7 +23,7 @@ from prometheus_client import CollectorRegistry
 from owm.clock import Clock, SystemClock
 from owm.config import Constitution, Effective, Settings, load_constitution
 from owm.dht import DhtParams, KademliaDht
-from owm.directory import Directory
+from owm.directory import ClockComparison, Directory
 from owm.directory.bandwidth import BandwidthService
 from owm.directory.joining import Joiner, Lead, Source, split_address
 from owm.directory.shards import ManifestTopics
@@ -101,7 +101,10 @@ class Peer:
             random=p.random,
             params=GossipParams(score=ScoreParams(colocation_weight=p.constitution.gossip.colocation_weight)),
         )
-        self.manifests = ManifestTopics(self.gossip, self.dht, p.network, p.constitution.id, p.random)
+        self.clocks = ClockComparison()
+        self.manifests = ManifestTopics(
+            self.gossip, self.dht, p.network, p.constitution.id, p.random, on_update=self._compare_clocks
+        )
         self.directory = Directory(p.identity, self.nonce, p.clock)
         self.bandwidth = BandwidthService(p.network, p.constitution.protocol("bandwidth"), p.clock)
         self.joiner = Joiner(p.network, self.dht, p.sources, p.random)
@@ -201,6 +204,10 @@ class Peer:
     def _current_manifests(self) -> list[SignedRecord]:
         own = [self.presence.latest] if self.presence.latest is not None else []
         return own + [peer.envelope for peer in self.directory.peers()]
+
+    def _compare_clocks(self, record: SignedRecord) -> None:
+        if record.issuer != self.parts.identity.peer_id:
+            self.clocks.note(record.issuer, record.sequence, self.parts.clock.time())
 
     async def _keep_directory(self) -> None:
         while True:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Final, Literal
 
-import httpx
 import psutil
 
 from owm.cli._local import read_peer_file
@@ -20,7 +19,6 @@ from owm.identity import Identity
 __all__ = ["Finding", "run_checks"]
 
 _CONNECT_SECONDS: Final = 3.0
-_MAX_SKEW_SECONDS: Final = 5.0
 _MIB: Final = 2**20
 _EXTRAS: Final = {"worker": ("xllamacpp", "numpy", "tokenizers"), "gateway": ("quart_trio", "hypercorn")}
 
@@ -44,7 +42,6 @@ def run_checks(effective: Effective) -> Iterator[Finding]:
         _memory,
         _packages,
         _ports,
-        _clock,
         _bootstrap,
     )
     for check in checks:
@@ -133,31 +130,6 @@ def _ports(effective: Effective) -> Iterator[Finding]:
             yield Finding(key, "error", f"{host}:{port}: {error.strerror}", f"stop what uses it, or set {key}")
         else:
             yield Finding(key, "ok", f"{host}:{port} is free")
-
-
-def _clock(effective: Effective) -> Iterator[Finding]:
-    """Against the clocks of peers, as the running peer has measured it."""
-    running = read_peer_file(effective.data_dir)
-    if running is None or not running.health_url:
-        return
-    try:
-        response = httpx.get(f"{running.health_url}/local/status", timeout=_CONNECT_SECONDS)
-        response.raise_for_status()
-        status = response.json()
-    except (httpx.HTTPError, ValueError) as error:
-        yield Finding(
-            "running peer", "error", f"does not answer ({type(error).__name__})", "look into its log; restart it"
-        )
-        return
-    yield Finding("running peer", "ok", f"{status.get('connections', '?')} connections")
-    skew = status.get("clock_skew_seconds")
-    if isinstance(skew, int | float):
-        if abs(skew) > _MAX_SKEW_SECONDS:
-            yield Finding(
-                "clock", "warning", f"{skew:+.1f} s from the peers'", "synchronise it, for instance with chrony"
-            )
-        else:
-            yield Finding("clock", "ok", f"{skew:+.1f} s from the peers'")
 
 
 def _bootstrap(effective: Effective) -> Iterator[Finding]:

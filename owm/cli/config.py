@@ -33,6 +33,11 @@ def config_command() -> None:
 def show(config: Path | None, data_dir: str | None, all_keys: bool, as_json: bool) -> int:
     """Show the settings that differ from their defaults, or all with --effective."""
     effective = settings_of(config, data_dir)
+    if effective.settings.node.tier_override:
+        from owm.cli._peer_checks import override_warning  # it probes the accelerators
+
+        if warning := override_warning(effective):
+            click.echo(f"warning: {warning}", err=True)
     values = msgspec.to_builtins(effective.settings)
     shown = {
         section: {

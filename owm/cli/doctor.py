@@ -12,6 +12,7 @@ from owm.cli._checks import run_checks
 from owm.cli._model_checks import model_findings
 from owm.cli._options import config_options, settings_of
 from owm.cli._output import json_option, plain, print_json
+from owm.cli._peer_checks import peer_findings
 
 __all__ = ["doctor_command"]
 
@@ -30,7 +31,7 @@ def doctor_command(config: Path | None, data_dir: str | None, as_json: bool) -> 
       owm doctor --config owm.toml --json
     """
     effective = settings_of(config, data_dir)
-    findings = [*run_checks(effective), *model_findings(effective)]
+    findings = [*run_checks(effective), *model_findings(effective), *peer_findings(effective)]
     failed = any(finding.level == "error" for finding in findings)
     if as_json:
         print_json({"ok": not failed, "findings": [asdict(finding) for finding in findings]})

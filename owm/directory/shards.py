@@ -55,6 +55,7 @@ class ManifestTopics:
 
     Args:
         relay: whether to relay; onion and low-bandwidth peers may leave it to others.
+        on_update: called with each manifest that follows one known of the same peer, as it passes.
     """
 
     def __init__(
@@ -66,8 +67,10 @@ class ManifestTopics:
         random: Random,
         *,
         relay: bool = True,
+        on_update: Callable[[SignedRecord], None] = lambda _: None,
     ) -> None:
         self._gossip = gossip
+        self._on_update = on_update
         self._dht = dht
         self._network = network
         self._random = random
@@ -133,6 +136,8 @@ class ManifestTopics:
             if known is not None and known.sequence >= record.sequence:
                 return Validation.IGNORE
             self._relayed[record.issuer] = record
+            if known is not None:
+                self._on_update(record)
             if len(self._relayed) > _BACKLOG:
                 del self._relayed[next(iter(self._relayed))]
             return Validation.ACCEPT

@@ -47,6 +47,7 @@ class LocalViews:
         health = peer.health()
         engine = peer.parts.engine
         statistics = peer.parts.network.statistics()
+        skew = peer.clocks.skew()
         return {
             "state": health.status,
             "version": __version__,
@@ -55,9 +56,14 @@ class LocalViews:
             "network": peer.parts.constitution.name,
             "roles": list(peer.parts.settings.node.roles),
             "tier": peer.source.tier,
+            "vram_mib": peer.parts.hardware.vram_mib,
+            "ram_mib": peer.parts.hardware.ram_mib,
             "addresses": list(peer.parts.network.addresses),
             "joining": peer.joiner.status.summary,
             "connections": len(peer.parts.network.connections()),
+            "inbound_connections": statistics.inbound,
+            "dialled_by_groups": len(peer.dht.core.dialled_by),
+            "clock_skew_seconds": None if skew is None else round(skew, 1),
             "bytes_in": statistics.bytes_in,
             "bytes_out": statistics.bytes_out,
             "bytes_left_today": statistics.bytes_left,

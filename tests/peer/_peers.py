@@ -39,6 +39,7 @@ def peer(
     limits: LimitsSettings | None = None,
     hardware: Hardware = Hardware((), 16_000),
     tier_override: Literal["", "t0", "t1", "t2", "t3"] = "",
+    skew: float = 0.0,
 ) -> Peer:
     """A peer of a devnet whose key follows from its name; ``via`` are the addresses that it is told."""
     constitution = load_constitution("devnet")
@@ -59,7 +60,7 @@ def peer(
             constitution=constitution,
             network=hub.network(identity, limits=limits_of(settings, constitution)),
             store=Store(store, inline=True),
-            clock=TrioClock(),
+            clock=TrioClock(skew),
             random=Random(f"{name} random"),
             secrets=Random(f"{name} secrets"),
             hardware=hardware,

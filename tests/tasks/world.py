@@ -23,10 +23,13 @@ EMBEDDING = ServedModel("hashes", "bb" * 32, "embedding", 256)
 
 
 class TrioClock:
-    """Both clocks follow trio's, so that they jump with it."""
+    """Both clocks follow trio's, so that they jump with it; ``skew`` puts the wall clock off."""
+
+    def __init__(self, skew: float = 0.0) -> None:
+        self._skew = skew
 
     def time(self) -> float:
-        return 1_800_000_000.0 + trio.current_time()
+        return 1_800_000_000.0 + self._skew + trio.current_time()
 
     def monotonic(self) -> float:
         return trio.current_time()
