@@ -97,6 +97,7 @@ class Libp2pNetwork(Network):
             self._library.protocols, self._library.serve, self.penalise, self._allowed, limits.handshake_timeout, faults
         )
         self._connections: dict[PeerId, list[MuxedConnection]] = {}
+        self._told: dict[PeerId, bool] = {}  # who is connected by the events, and whether they dialled us
         self._dialling: dict[PeerId, trio.Event] = {}
         self._dials_free = trio.CapacityLimiter(limits.max_dials)
         self._nursery: trio.Nursery | None = None
@@ -212,7 +213,7 @@ class Libp2pNetwork(Network):
         if scope.cancelled_caught:
             raise DialFailed(f"no handshake within {self.limits.handshake_timeout:g} s")
         remote = secured.remote
-        if any(not connection.inbound for connection in self._connections.get(remote, ())):
+        if any(not end.inbound for end in self._usable(remote)):
             await trio.aclose_forcefully(stream)
             return remote  # another address of the race was as fast
         refusal = self._admission.admit(remote, address, inbound=False, now=self._clock.monotonic())
@@ -258,8 +259,9 @@ class Libp2pNetwork(Network):
             stream, secured, inbound=inbound, address=address, opened=now, max_streams=most, owner=self
         )
         ends = self._connections.setdefault(peer, [])
-        ends.append(connection)
-        # After a simultaneous dial both sides prefer the one that the smaller id dialled; the other runs dry.
+        # After a simultaneous dial both sides prefer the one that the smaller id dialled; the other runs dry. Of two
+        # that were dialled from the same side the newer one: its maker has lost the older.
+        ends.insert(0, connection)
         ends.sort(key=lambda end: end.inbound == (self.peer_id < peer))
         self._admission.opened(connection, peer, address, inbound=inbound, now=now)
         if not inbound:
@@ -267,9 +269,26 @@ class Libp2pNetwork(Network):
         self._nursery.start_soon(connection.run)
         self._nursery.start_soon(self._library.attach, connection)
         connection.ping()
-        if len(ends) == 1:
-            self._events.publish(PeerConnected(peer, inbound))
+        self._tell(peer, "")
         self.trim()
+
+    def going(self, connection: MuxedConnection, reason: str) -> None:
+        """A connection takes no more streams; called by itself."""
+        self._tell(connection.remote, reason)
+
+    def _tell(self, peer: PeerId, reason: str) -> None:
+        """Publish that a peer can be reached from now on, or no longer."""
+        usable = self._usable(peer)
+        if usable and peer not in self._told:
+            self._told[peer] = usable[0].inbound
+            self._events.publish(PeerConnected(peer, usable[0].inbound))
+        elif not usable and peer in self._told:
+            del self._told[peer]
+            self._events.publish(PeerDisconnected(peer, reason))
+
+    def _usable(self, peer: PeerId) -> list[MuxedConnection]:
+        """The connections with a peer that take new streams, the preferred one first."""
+        return [end for end in self._connections.get(peer, ()) if end.is_usable]
 
     def ended(self, connection: MuxedConnection) -> None:
         """A connection is gone; called by itself."""
@@ -285,8 +304,9 @@ class Libp2pNetwork(Network):
         if not connection.inbound:
             now = self._clock.monotonic()
             self._dialer.ended(peer, opened=connection.opened, now=now, wanted=connection.wanted or bool(ends))
-        if not ends and self._connections.pop(peer, None) is not None:
-            self._events.publish(PeerDisconnected(peer, connection.reason))
+        if not ends:
+            self._connections.pop(peer, None)
+        self._tell(peer, connection.reason)
 
     def live(self) -> Iterator[MuxedConnection]:
         """All connections, duplicates after a simultaneous dial included."""
@@ -318,20 +338,19 @@ class Libp2pNetwork(Network):
     # Streams
 
     async def open_stream(self, peer: PeerId, protocol: str, *, bulk: bool = False) -> MuxedStream:
-        ends = [end for end in self._connections.get(peer, ()) if not end.leaving and not end.closed.is_set()]
-        if not ends:
+        if not self._usable(peer):
             raise NotConnected(f"there is no connection to {peer.short}")
         now = self._clock.monotonic()
         if bulk and self._admission.bytes_wait(now) > 0:
             raise NetworkError("the day's bytes are used up: no bulk transfers for now")
         if (wait := self._quotas.reserve(peer, protocol, 1, now)) > 0:
             await trio.sleep(wait)
-            ends = [end for end in ends if not end.leaving and not end.closed.is_set()]
-            if not ends:
-                raise NotConnected(f"the connection to {peer.short} went away")
+        ends = self._usable(peer)
+        if not ends:
+            raise NotConnected(f"the connection to {peer.short} went away")
         if sum(len(end.streams) for end in self._connections[peer]) >= self.limits.max_streams_per_peer:
             raise TooManyStreams(f"too many streams are open with {peer.short}")
-        stream = ends[0].open_stream(bulk=bulk)
+        stream = min(ends, key=lambda end: end.is_doubtful(now)).open_stream(bulk=bulk)
         await agree_on(stream, protocol, self.limits.handshake_timeout)
         stream.faults = self._faults
         return stream
@@ -357,13 +376,13 @@ class Libp2pNetwork(Network):
     # What is seen from outside
 
     def events(self) -> trio.MemoryReceiveChannel[NetworkEvent]:
-        return self._events.subscribe(PeerConnected(peer, ends[0].inbound) for peer, ends in self._connections.items())
+        return self._events.subscribe(PeerConnected(peer, inbound) for peer, inbound in self._told.items())
 
     def connections(self) -> tuple[Connection, ...]:
-        return tuple(self._describe(peer, ends) for peer, ends in self._connections.items())
+        return tuple(self._describe(peer, ends) for peer in self._connections if (ends := self._usable(peer)))
 
     def connection(self, peer: PeerId) -> Connection | None:
-        ends = self._connections.get(peer)
+        ends = self._usable(peer)
         return self._describe(peer, ends) if ends else None
 
     def _describe(self, peer: PeerId, ends: Sequence[MuxedConnection]) -> Connection:
@@ -382,7 +401,7 @@ class Libp2pNetwork(Network):
         )
 
     def is_connected(self, peer: PeerId) -> bool:
-        return peer in self._connections
+        return any(end.is_usable for end in self._connections.get(peer, ()))
 
     async def disconnect(self, peer: PeerId) -> None:
         await trio.lowlevel.checkpoint()

@@ -37,6 +37,7 @@ class NetworkLimits:
     first_backoff: float = 0.5  #: seconds after the first failure
     longest_backoff: float = 600.0  #: seconds
     stable_after: float = 10.0  #: seconds a connection must last for the back-off to be forgotten
+    linger: float = 30.0  #: seconds for which half closed streams, and streams with a peer that leaves, are left to end
     grace_period: float = 10.0  #: seconds in which a new connection is not trimmed
 
     def __post_init__(self) -> None:

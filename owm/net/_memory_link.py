@@ -128,6 +128,10 @@ class Wire:
         if not self._blocked():
             self._launch(deliver)
 
+    def later(self, seconds: float, action: Deliver) -> None:
+        """Run ``action`` at the source after a while, as long as it runs."""
+        self._source.at(trio.current_time() + seconds, action)
+
     def resume(self) -> None:
         """Go on after a partition has healed, or after a frame was put on the link."""
         while not self._busy and (self._urgent or self._bulk) and not self._blocked():

@@ -316,7 +316,9 @@ class MemoryNetwork(Network):
             connection.drop(reason)
 
     def _end(self, remote: PeerId, address: str, inbound: bool) -> MemoryConnection:
-        end = MemoryConnection(self.peer_id, remote, address, inbound, self._accept, self._ended, self._count)
+        end = MemoryConnection(
+            self.peer_id, remote, address, inbound, self._accept, self._ended, self._count, self.limits.linger
+        )
         end.observer = self._hub.observer
         return end
 

@@ -27,6 +27,7 @@ class MemoryConnection:
         accept: called with each stream that the far end opens; returns why it is refused, or None.
         ended: called once when this end is closed, with the reason.
         count: called with the bytes received (positive) or sent (negative).
+        linger: seconds for which the far end may leave open a stream that is no longer read here.
     """
 
     wire: Wire
@@ -41,6 +42,7 @@ class MemoryConnection:
         accept: Callable[[MemoryConnection, MemoryStream], Exception | None],
         ended: Callable[[MemoryConnection, str], None],
         count: Callable[[MemoryConnection, int], None],
+        linger: float,
     ) -> None:
         self.local = local
         self.remote = remote
@@ -55,6 +57,8 @@ class MemoryConnection:
         self._accept = accept
         self._ended = ended
         self._count = count
+        self._linger = linger
+        self._lingering: set[int] = set()
         self._ids = itertools.count(2 if inbound else 1, 2)
 
     def open(self, protocol: str, bulk: bool) -> MemoryStream:
@@ -102,6 +106,7 @@ class MemoryConnection:
         stream = self.streams.get(stream_id)
         if stream is None:
             # Nobody reads here any more; let the sender know instead of letting it wait for ever.
+            self._lingering.discard(stream_id)
             self.frame(0, bulk, lambda far: far.on_reset(stream_id))
         else:
             if self.observer is not None:
@@ -112,11 +117,24 @@ class MemoryConnection:
         if stream := self.streams.get(stream_id):
             stream.on_credit(amount)
 
+    def linger(self, stream_id: int) -> None:
+        """A stream was closed here and not there: the far end has a while to finish before it is told."""
+
+        def over() -> None:
+            if stream_id in self._lingering:
+                self._lingering.discard(stream_id)
+                self.frame(0, False, lambda far: far.on_reset(stream_id))
+
+        self._lingering.add(stream_id)
+        self.wire.later(self._linger, over)
+
     def on_finished(self, stream_id: int) -> None:
+        self._lingering.discard(stream_id)
         if stream := self.streams.get(stream_id):
             stream.on_finished()
 
     def on_reset(self, stream_id: int) -> None:
+        self._lingering.discard(stream_id)
         if stream := self.streams.pop(stream_id, None):
             stream.on_reset()
 
@@ -227,8 +245,9 @@ class MemoryStream(Stream):
 
     def reset_if_unfinished(self) -> None:
         if not self._remote_finished and self.error is None:
-            # What we sent still arrives; only what the peer may go on sending is answered with a reset.
+            # What we sent still arrives; only what the peer goes on sending, or its silence, is answered with a reset.
             self._connection.streams.pop(self.id, None)
+            self._connection.linger(self.id)
             self.break_off(StreamReset("the stream was closed here"))
 
     def break_off(self, error: Exception) -> None:

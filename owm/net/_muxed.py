@@ -25,6 +25,7 @@ from owm.net._core_yamux import (
 )
 from owm.net._interface import Penalty
 from owm.net._muxed_stream import MuxedStream
+from owm.net._ping import SHORTEST_INTERVAL, PingClock
 from owm.net._quota import Quota, Rate
 from owm.net._secure import Secured
 from owm.net._wire import Wire
@@ -35,10 +36,11 @@ __all__ = ["ConnectionOwner", "MuxedConnection"]
 _log = structlog.get_logger(__name__)
 
 _MAX_BUFFERED: Final = 16 * 1024 * 1024  # received bytes that no handler has read, over all streams of a connection
-_PINGS: Final = Rate(per_second=2.0, burst=30)
+_PINGS: Final = Rate(per_second=1 / SHORTEST_INTERVAL, burst=50)
 _OPENS: Final = Rate(per_second=200.0, burst=1000)
 _REFUSALS: Final = Rate(per_second=10.0, burst=100)
 _SMOOTHING: Final = 0.25  # weight of a new round trip
+_DOUBT: Final = 1.0  # seconds without an answer to a ping after which another connection with the peer is preferred
 _LAST_WORDS: Final = 0.1  # seconds in which a peer that broke the protocol may hear that we end the connection
 
 
@@ -50,6 +52,9 @@ class ConnectionOwner(Protocol):
 
     def misbehaved(self, connection: MuxedConnection, penalty: Penalty, reason: str) -> None:
         """The peer broke the protocol; the connection ends by itself where it must."""
+
+    def going(self, connection: MuxedConnection, reason: str) -> None:
+        """The connection takes no more streams; those that are open go on for now."""
 
     def ended(self, connection: MuxedConnection) -> None:
         """The connection is gone; ``connection.reason`` says why."""
@@ -89,8 +94,8 @@ class MuxedConnection:
         self.bytes_in = 0
         self.bytes_out = 0
         self.leaving = False  #: the peer said that it goes, or we did: no new streams
+        self.leaving_since = 0.0  #: when the peer said so
         self.wanted = False  #: closed by ourselves, on purpose
-        self.ping_sent: float | None = None  #: when the ping that is under way was sent
         self.last_heard = trio.current_time()
         self.buffered = 0
         self.mux = Yamux(initiator=not inbound, max_inbound=max_streams)
@@ -107,7 +112,7 @@ class MuxedConnection:
         self._pings = Quota(_PINGS)
         self._opens = Quota(_OPENS)
         self._refusals = Quota(_REFUSALS)
-        self._ping_value = 0
+        self._ping = PingClock()
         self._draining = False
         self._frozen = False
         self._counted = 0
@@ -164,11 +169,27 @@ class MuxedConnection:
 
     def ping(self) -> None:
         """Measure the round trip, and find out whether the peer is still there. One at a time."""
-        if self.ping_sent is None and not self.closed.is_set():
-            self._ping_value = (self._ping_value + 1) & 0xFFFFFFFF
-            self.ping_sent = trio.current_time()
-            self.mux.ping(self._ping_value)
+        if not self._ping.under_way and not self.closed.is_set():
+            self.mux.ping(self._ping.begin(trio.current_time()))
             self.wake()
+
+    @property
+    def is_pinging(self) -> bool:
+        """Whether an answer to a ping is awaited."""
+        return self._ping.under_way
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether new streams can be opened on it."""
+        return not (self.leaving or self.closed.is_set())
+
+    def is_doubtful(self, now: float) -> bool:
+        """Whether the peer has owed an answer to a ping for a noticeable time."""
+        return self._ping.under_way and now - self._ping.began > _DOUBT
+
+    def is_lost(self, now: float, timeout: float) -> bool:
+        """Whether the peer has owed an answer for ``timeout`` seconds in which nothing else showed that it is there."""
+        return self._ping.under_way and self._ping.silence(now, self.last_heard, self._wire.delivered()) > timeout
 
     def wake(self) -> None:
         """There is something to send; it goes out with whatever else is queued until the writer's turn."""
@@ -183,6 +204,8 @@ class MuxedConnection:
         while chunk := self.mux.take():
             sealed = self._noise.seal(chunk)
             self.bytes_out += len(sealed)
+            if self._ping.queued:
+                self._ping.taken(trio.current_time(), self.bytes_out)
             sent = self._wire.send_some(sealed)
             if sent < len(sealed):
                 self._unsent = sealed[sent:]
@@ -211,8 +234,9 @@ class MuxedConnection:
         if not self.closed.is_set():
             self.wanted = True
             if not self.leaving:
+                self.leaving = True
                 self.mux.go_away()
-            self.leaving = True
+                self._owner.going(self, reason)
             self.wake()
             with trio.move_on_after(timeout):
                 await self._flushed.wait()
@@ -232,6 +256,8 @@ class MuxedConnection:
                     if chunk:
                         sealed = self._noise.seal(chunk)
                         self.bytes_out += len(sealed)
+                        if self._ping.queued:
+                            self._ping.taken(trio.current_time(), self.bytes_out)
                 if mux.writable:
                     self._notify_writable()
                 if sealed:
@@ -315,12 +341,13 @@ class MuxedConnection:
                     self._owner.misbehaved(self, Penalty.MID_TOLERANCE, "ping flood")
                     raise YamuxError("pings without end")
             case Pong(value):
-                if self.ping_sent is not None and value == self._ping_value:
-                    measured, self.ping_sent = now - self.ping_sent, None
+                if (measured := self._ping.answered(value, now)) is not None:
                     before = self.mux.round_trip
                     self.mux.round_trip = measured if before is None else before + _SMOOTHING * (measured - before)
             case GoneAway(code):
-                self.leaving = True
+                if not self.leaving:
+                    self.leaving, self.leaving_since = True, now
+                    self._owner.going(self, "the peer is leaving")
                 if code:
                     _log.debug("a peer ends the connection", peer=self.remote.short, code=code)
 

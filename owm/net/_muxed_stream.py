@@ -61,7 +61,8 @@ class MuxedStream(Stream):
             if sent == len(left):
                 return
             left = memoryview(left)[sent:]
-            self._writable = trio.Event()
+            if self._writable.is_set():  # or others wait for it already: a stream may have several senders
+                self._writable = trio.Event()
             await self._writable.wait()
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
@@ -125,7 +126,9 @@ class MuxedStream(Stream):
         self._forget_if_done()
 
     def reset(self) -> None:
-        if self._error is None and not (self._finishing and self._finished):
+        closing = self.discarding_since is not None  # closed before, but the peer has not been told
+        self.discarding_since = None
+        if closing or (self._error is None and not (self._finishing and self._finished)):
             self.connection.mux.reset(self.id)
             self.connection.wake()
         self._break_off(StreamReset("the stream was reset here"))
@@ -155,11 +158,8 @@ class MuxedStream(Stream):
 
     def end_discarding(self) -> None:
         """Reset at last a stream that nobody reads, if all that we sent is out."""
-        mux = self.connection.mux
-        if mux.has_finished(self.id):
-            mux.reset(self.id)
-            self.connection.wake()
-            self.connection.streams.pop(self.id, None)
+        if self.connection.mux.has_finished(self.id):
+            self.reset()
 
     def on_finished(self) -> None:
         self._finished = True

@@ -6,7 +6,10 @@ costs. On a TCP socket we ask the kernel first and write at once what it takes; 
 
 from __future__ import annotations
 
+import fcntl
 import os
+import struct
+import sys
 from typing import Final
 
 import trio
@@ -14,6 +17,7 @@ import trio
 __all__ = ["Wire"]
 
 _READ: Final = 65536
+_OUTQ: Final = 0x5411 if sys.platform == "linux" else None  # SIOCOUTQ: what the other machine has not acknowledged yet
 
 
 class Wire:
@@ -23,6 +27,7 @@ class Wire:
         self._stream = stream
         self._socket = stream.socket if isinstance(stream, trio.SocketStream) else None
         self._dry = True  # the last read emptied the socket
+        self.written = 0  #: bytes that the socket has taken
 
     async def receive(self) -> bytes:
         """What has come, 64 KiB at most; empty at the end."""
@@ -48,14 +53,40 @@ class Wire:
         if self._socket is None:
             return 0
         try:
-            return os.write(self._socket.fileno(), data)
+            sent = os.write(self._socket.fileno(), data)
         except OSError:
             return 0
+        self.written += sent
+        return sent
 
     async def send_all(self, data: bytes) -> None:
         """Write all; the caller is the only one who writes meanwhile."""
-        sent = self.send_some(data)
-        if sent == len(data):
+        left = self.send_some(data)
+        if left == len(data):
             await trio.lowlevel.checkpoint()
-        else:
-            await self._stream.send_all(memoryview(data)[sent:])
+            return
+        if self._socket is None:
+            await self._stream.send_all(data)
+            self.written += len(data)
+            return
+        rest = memoryview(data)[left:]
+        while rest:
+            await trio.lowlevel.wait_writable(self._socket)
+            try:
+                sent = os.write(self._socket.fileno(), rest)
+            except (BlockingIOError, InterruptedError):
+                continue
+            except OSError as error:
+                raise trio.BrokenResourceError(str(error)) from error
+            self.written += sent
+            rest = rest[sent:]
+
+    def delivered(self) -> int:
+        """Of the bytes written, those that have reached the other machine, as far as this one can know."""
+        if self._socket is None or _OUTQ is None:
+            return self.written
+        try:
+            (waiting,) = struct.unpack("i", fcntl.ioctl(self._socket.fileno(), _OUTQ, bytes(4)))
+        except OSError:  # closed meanwhile
+            return self.written
+        return self.written - int(waiting)

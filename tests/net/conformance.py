@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, suppress
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -365,6 +366,58 @@ class NetworkConformance:
             assert bytes(received) == payload
             assert cancelled > 10
             await stream.aclose()
+
+    async def test_a_sender_whom_nobody_reads_any_more_is_told_even_while_both_wait(self) -> None:
+        async with self.networks(limits=replace(LIMITS, linger=0.3)) as (a, b):
+
+            async def talk_and_leave(stream: Stream) -> None:
+                await stream.send(bytes(200_000))
+
+            b.handle(HOLD, talk_and_leave)
+            b.handle(ECHO, echo)
+            await connect(a, b)
+            stream = await a.open_stream(b.peer_id, HOLD)
+            with trio.fail_after(PATIENCE), pytest.raises(StreamReset):
+                while True:  # and reads nothing of what the other has to say
+                    await stream.send(bytes(600_000))
+            stream.reset()
+            await eventually(lambda: a.statistics().streams == b.statistics().streams == 0)
+            assert await ask(a, b, b"others pass") == b"others pass"
+
+    async def test_several_senders_on_one_stream_all_get_through(self) -> None:
+        async with self.networks() as (a, b):
+            received: list[int] = []
+
+            async def count(stream: Stream) -> None:
+                await trio.sleep(0.1)
+                received.append(len(await read_all(stream)))
+
+            b.handle(HOLD, count)
+            await connect(a, b)
+            stream = await a.open_stream(b.peer_id, HOLD)
+            with trio.fail_after(PATIENCE):
+                async with trio.open_nursery() as nursery:
+                    for _ in range(3):
+                        nursery.start_soon(stream.send, bytes(1_000_000))
+                await stream.close_write()
+                await eventually(lambda: received == [3_000_000])
+
+    async def test_a_stream_that_is_closed_and_then_reset_is_gone_at_both_ends(self) -> None:
+        async with self.networks() as (a, b):
+
+            async def hold(stream: Stream) -> None:
+                await trio.sleep_forever()
+
+            b.handle(HOLD, hold)
+            await connect(a, b)
+            stream = await a.open_stream(b.peer_id, HOLD)
+            await stream.aclose()
+            stream.reset()
+            late = await a.open_stream(b.peer_id, HOLD)
+            await late.send(b"x")
+            await trio.sleep(0.1)
+            assert a.statistics().streams == 1
+            late.reset()
 
     async def test_a_peer_holds_no_more_streams_than_the_protocol_allows(self) -> None:
         async with self.networks() as (a, b):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -12,10 +13,11 @@ import pytest
 import trio
 
 from owm.net import Network, NetworkLimits, PeerConnected, PeerDisconnected, Stream
+from owm.net._core_multistream import encode
 from owm.net.errors import NetworkError, StreamReset
 from owm.net.libp2p import Fault, FaultRule, Faults, KeepAlive, Libp2pNetwork
 from tests.net.conformance import ECHO, HOLD, LIMITS, NetworkConformance, ask, connect, echo, eventually, identity
-from tests.net.strangers import DATA, SYN, Stranger, frame
+from tests.net.strangers import DATA, GO_AWAY, SYN, Stranger, frame
 
 
 class TestLibp2pNetwork(NetworkConformance):
@@ -26,7 +28,9 @@ class TestLibp2pNetwork(NetworkConformance):
         async with AsyncExitStack() as stack:
             first, self._numbers = self._numbers + 1, self._numbers + count
             yield [
-                await stack.enter_async_context(Libp2pNetwork(identity(number), limits=limits).running())
+                await stack.enter_async_context(
+                    Libp2pNetwork(identity(number), limits=limits, keep_alive=KeepAlive(every=1.2)).running()
+                )
                 for number in range(first, first + count)
             ]
 
@@ -120,6 +124,145 @@ async def test_faults_strike_where_the_rule_says(rule: FaultRule, received: list
                     await news.wait()
         await eventually(lambda: len(heard) >= len(received))
         assert heard == received
+
+
+async def test_a_stream_closed_and_then_reset_is_forgotten_below_too() -> None:
+    async def hold(stream: Stream) -> None:
+        await trio.sleep_forever()
+
+    async with (
+        Libp2pNetwork(identity(1), limits=LIMITS).running() as a,
+        Libp2pNetwork(identity(2), limits=LIMITS).running() as b,
+    ):
+        b.handle(HOLD, hold, max_streams=100)
+        await connect(a, b)
+        for _ in range(50):
+            stream = await a.open_stream(b.peer_id, HOLD)
+            await stream.aclose()
+            stream.reset()
+        (connection,) = a._connections[b.peer_id]
+        await eventually(lambda: len(connection.mux) == len(connection.streams) == 0)
+        await eventually(lambda: b.statistics().streams == 0)
+
+
+async def test_a_peer_that_says_that_it_goes_is_dialled_anew_when_it_is_needed() -> None:
+    quick = KeepAlive(every=0.3)
+    async with (
+        Libp2pNetwork(identity(1), limits=replace(LIMITS, linger=1.0), keep_alive=quick).running() as network,
+        Libp2pNetwork(identity(2), limits=LIMITS).running() as peer,
+    ):
+        peer.handle(ECHO, echo)
+        events = network.events()
+        async with Stranger.connected(identity(2), network) as leaving:
+            await eventually(lambda: network.is_connected(peer.peer_id))
+            await leaving.send(frame(GO_AWAY, 0, 0, 0))  # and keeps the socket
+            await eventually(lambda: not network.is_connected(peer.peer_id))
+            assert await network.connect(peer.peer_id, peer.addresses) == peer.peer_id
+            assert await ask(network, peer, b"well?") == b"well?"
+            assert await leaving.is_cut(5)
+        seen = [await events.receive() for _ in range(3)]
+        assert [type(event) for event in seen] == [PeerConnected, PeerDisconnected, PeerConnected]
+        assert network.is_connected(peer.peer_id) and network.statistics().connections == 1
+
+
+async def test_streams_that_run_are_finished_with_a_peer_that_says_that_it_goes() -> None:
+    quick = KeepAlive(every=0.3)
+    limits = replace(LIMITS, linger=1.5)
+    async with Libp2pNetwork(identity(1), limits=limits, keep_alive=quick).running() as network:
+        network.handle(ECHO, echo)
+        async with Stranger.connected(identity(2), network) as leaving:
+            hello = encode("/multistream/1.0.0") + encode(ECHO)
+            await leaving.send(frame(DATA, SYN, 1, len(hello), hello))
+            await eventually(lambda: network._server._serving[identity(2).peer_id, ECHO] == 1)
+            await leaving.send(frame(GO_AWAY, 0, 0, 0))
+            await eventually(lambda: not network.is_connected(identity(2).peer_id))
+            before = network.statistics().bytes_out
+            await leaving.send(frame(DATA, 0, 1, 4, b"last"))
+            await eventually(lambda: network.statistics().bytes_out > before)
+            assert network.statistics().streams > 0
+            assert await leaving.is_cut(5)
+
+
+@pytest.mark.slow
+async def test_a_slow_link_on_which_bytes_arrive_is_not_given_up() -> None:
+    quick, rate = KeepAlive(every=0.3, timeout=0.5), 60_000
+    throttled = trio.Event()
+    async with (
+        Libp2pNetwork(identity(1), limits=LIMITS, keep_alive=quick).running() as a,
+        Libp2pNetwork(identity(2), limits=LIMITS).running() as b,
+        trio.open_nursery() as nursery,
+    ):
+        got = 0
+
+        async def sink(stream: Stream) -> None:
+            nonlocal got
+            while data := await stream.receive():
+                got += len(data)
+
+        b.handle(HOLD, sink)
+        port = int(b.addresses[0].rsplit("/", 1)[1])
+
+        async def proxy(near: trio.SocketStream) -> None:
+            far = await trio.open_tcp_stream("127.0.0.1", port)
+
+            async def forth() -> None:
+                with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                    while data := await near.receive_some(rate // 20):
+                        await far.send_all(data)
+                        if throttled.is_set():
+                            await trio.sleep(len(data) / rate)
+
+            async with trio.open_nursery() as pumps, near, far:
+                pumps.start_soon(forth)
+                with suppress(trio.BrokenResourceError):
+                    while data := await far.receive_some():
+                        await near.send_all(data)
+                pumps.cancel_scope.cancel()
+
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        for listener in listeners:
+            listener.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
+        nursery.start_soon(trio.serve_listeners, proxy, listeners)
+        await a.connect(b.peer_id, [f"/ip4/127.0.0.1/tcp/{listeners[0].socket.getsockname()[1]}"])
+        stream = await a.open_stream(b.peer_id, HOLD, bulk=True)
+        throttled.set()
+        with trio.move_on_after(6) as scope:  # a dozen times the keep-alive's patience
+            await stream.send(bytes(5_000_000))
+        assert scope.cancelled_caught and a.is_connected(b.peer_id)
+        assert got > rate * 3
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.slow
+async def test_after_a_crash_the_new_connection_is_used_and_kept() -> None:
+    faults = Faults(Random(1))
+    quick = KeepAlive(every=1.2, timeout=30.0)
+    async with (
+        Libp2pNetwork(identity(1), limits=LIMITS, keep_alive=quick).running() as survivor,
+        Libp2pNetwork(identity(2), limits=LIMITS, faults=faults).running() as crashed,
+        Libp2pNetwork(identity(2), limits=LIMITS).running() as again,
+    ):
+        survivor.handle(ECHO, echo)
+        again.handle(ECHO, echo)
+        await connect(crashed, survivor)
+        await trio.sleep(0.1)
+        stream = await crashed.open_stream(survivor.peer_id, ECHO)
+        faults.add(FaultRule(Fault.BLACK_HOLE))
+        await stream.send(b"my last words")
+        await again.connect(survivor.peer_id, survivor.addresses)
+        await eventually(lambda: len(list(survivor.live())) == 2)
+        with trio.fail_after(2):
+            assert await ask(survivor, again, b"back?") == b"back?"
+        await trio.sleep(7)  # longer than the spare connection of a simultaneous dial is kept
+        assert again.is_connected(survivor.peer_id)
+        with trio.fail_after(2):
+            assert await ask(survivor, again, b"still?") == b"still?"
+
+
+def test_a_keep_alive_that_peers_do_not_bear_is_a_mistake() -> None:
+    for every, timeout in ((0.05, 10.0), (15.0, 0.0)):
+        with pytest.raises(ValueError, match=r"a ping every|positive"):
+            KeepAlive(every=every, timeout=timeout)
 
 
 async def test_a_taken_address_is_refused_and_named() -> None:
