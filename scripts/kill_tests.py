@@ -1,273 +1,288 @@
-"""Kills engines, workers and the first peer of a real devnet while answers are under way, again and again.
+"""Kills engines, workers and the first peer of real devnets while answers are under way, again and again.
 
     python -m scripts.kill_tests --rounds 20
 
-In each round the answering worker's engine, then the worker itself, is killed with SIGKILL after at least five tokens:
-with a stream and without, while another worker lives, and with none. At the end the first peer dies.
-Ends with 0 only if every answer was whole, or was one clear error where no worker was left.
+Two devnets run side by side: one of two gateways and two workers, one of a gateway and a single worker. In every round
+of each, the answering worker's engine, and then the worker itself, is killed with SIGKILL: after at least five tokens
+of a stream, of an OpenAI stream and of an answer that is not streamed, and before anything was sent. In the first
+devnet the first peer is killed too: the others go on answering, a newcomer joins through an address that one of them
+remembers, and the first peer finds back by itself, as every killed worker must. Each case is one line; the exit code is
+0 only if all held. ``--only`` chooses cases by a part of their name, ``--json`` prints one document at the end.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
+import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, TypeVar
 
 import httpx
-import psutil
 import trio
 
-from owm.cli._devnet import Devnet, Member, plan
-from owm.cli._local import local_key
-from owm.cli._query import parse_events
+from owm.cli._devnet import Member
+from owm.errors import OwmError
+from scripts._kill_checks import (
+    TOKENS_BEFORE_KILL,
+    Failed,
+    check_chat_cut,
+    check_none_left,
+    check_refused,
+    check_restarted,
+    check_whole,
+    expect,
+)
+from scripts._kill_lab import Lab
 
-QUESTION = "Tell a long story about a lighthouse keeper and the sea."
-MAX_TOKENS = 160
-TOKENS_BEFORE_KILL = 5
+__all__ = ["Outcome", "main", "run"]
 
-
-class Failed(Exception):
-    """An expectation did not hold."""
-
-
-def expect(holds: bool, what: str) -> None:
-    if not holds:
-        raise Failed(what)
-
-
-def engine_of(member: Member) -> psutil.Process:
-    """The engine process of a worker: its child that uses the most memory."""
-    assert member.process is not None
-    children = psutil.Process(member.process.pid).children(recursive=True)
-    expect(bool(children), f"{member.name} has no engine process")
-    return max(children, key=lambda child: child.memory_info().rss)
+_T = TypeVar("_T")
+Case = Callable[[Lab, str], Awaitable[None]]
 
 
-def cpu_seconds(workers: list[Member]) -> dict[str, float]:
-    found = {}
-    for member in workers:
-        times = engine_of(member).cpu_times()
-        found[member.name] = times.user + times.system
-    return found
+@dataclass(frozen=True)
+class Outcome:
+    """One case of one round."""
+
+    round: int
+    case: str
+    seconds: float  #: of the case; bringing back who was killed is not counted
+    ok: bool
+    error: str = ""
 
 
-def busiest(workers: list[Member], before: dict[str, float]) -> Member:
-    """Who answers: the worker whose engine has computed most since ``before``."""
-    now = cpu_seconds(workers)
-    return max(workers, key=lambda member: now[member.name] - before[member.name])
-
-
-def kill(member: Member, victim: str) -> None:
-    pid = engine_of(member).pid if victim == "engine" else member.process.pid if member.process else 0
-    os.kill(pid, signal.SIGKILL)
-    if victim == "worker" and member.process is not None:
-        member.process.wait(10)  # so that its exit code is there when the round looks for who died
-
-
-class Lab:
-    """The devnet and a client of its gateway."""
-
-    def __init__(self, devnet: Devnet) -> None:
-        self.devnet = devnet
-        self.key = local_key(devnet.gateway.folder)
-
-    @property
-    def workers(self) -> list[Member]:
-        return [m for m in self.devnet.members if "worker" in m.roles and m.exit_code is None]
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self.key}"}
-
-    async def wait_for_workers(self, count: int, seconds: float = 60) -> None:
-        """Until the gateway knows exactly so many workers, and all say that they are ready."""
-        async with httpx.AsyncClient(timeout=5) as client:
-            with trio.fail_after(seconds):
-                while True:
-                    response = await client.get(f"{self.devnet.gateway_url}/v1/network/stats")
-                    if response.json().get("workers") == count and all(
-                        [await is_ready(client, m) for m in self.workers]
-                    ):
-                        return
-                    await trio.sleep(0.2)
-
-    def stream(self, on_fifth: Callable[[], None]) -> list[tuple[str, Any]]:
-        """All events of one streamed query; ``on_fifth`` runs after the fifth token."""
-        body = {"query": QUESTION, "max_tokens": MAX_TOKENS}
-        events: list[tuple[str, Any]] = []
-        tokens = 0
-        url = f"{self.devnet.gateway_url}/v1/query/stream"
-        with httpx.stream("POST", url, json=body, headers=self.headers, timeout=120) as response:
-            for event in parse_events(response.iter_lines()):
-                events.append((event.event, json.loads(event.data)))
-                if event.event == "token":
-                    tokens += 1
-                    if tokens == TOKENS_BEFORE_KILL:
-                        on_fifth()
-        return events
-
-    def whole(self) -> httpx.Response:
-        """One query without a stream."""
-        body = {"query": QUESTION, "max_tokens": MAX_TOKENS}
-        url = f"{self.devnet.gateway_url}/v1/query"
-        return httpx.post(url, json=body, headers=self.headers, timeout=120)
-
-
-async def is_ready(client: httpx.AsyncClient, member: Member) -> bool:
-    """Whether the worker has joined and its engine has loaded its models."""
-    try:
-        engine_of(member)
-        return member.peer is not None and (await client.get(f"{member.peer.health_url}/readyz")).status_code == 200
-    except (Failed, psutil.Error, httpx.HTTPError):
-        return False
-
-
-def check_stream_after_kill(events: list[tuple[str, Any]]) -> None:
-    """Exactly one restart, after the five tokens; what follows it is the whole answer and nothing else."""
-    names = [name for name, _ in events]
-    expect(names.count("restart") == 1, f"expected one restart, got {names.count('restart')}: {events[-1]}")
-    expect(names.count("error") == 0 and names[-1] == "done", f"the stream ended with {events[-1]}")
-    cut = names.index("restart")
-    expect(cut >= TOKENS_BEFORE_KILL, "the restart came before five tokens")
-    text = "".join(data["text"] for name, data in events[cut:] if name == "token")
-    expect(bool(text) and text == events[-1][1]["answer"], "what follows the restart is not the answer")
-    expect(events[-1][1]["attempts"] == 2, f"attempts: {events[-1][1]['attempts']}")
-
-
-async def streamed(lab: Lab, victim: str) -> Member:
-    workers = lab.workers
-    before = cpu_seconds(workers)
-    killed: list[Member] = []
-
-    def strike() -> None:
-        killed.append(busiest(workers, before))
-        kill(killed[0], victim)
-
-    check_stream_after_kill(await trio.to_thread.run_sync(lab.stream, strike))
-    return killed[0]
-
-
-async def silent(lab: Lab, victim: str) -> Member:
-    """Not streamed: the client gets a whole answer and notices nothing."""
-    workers = lab.workers
-    before = cpu_seconds(workers)
-    killed: list[Member] = []
+async def streamed(lab: Lab, victim: str) -> None:
+    """After five tokens of a stream: one restart, then the whole answer of another worker."""
+    before = await lab.generated()
 
     async def strike() -> None:
-        with trio.fail_after(30):
-            while max(cpu_seconds(workers)[m.name] - before[m.name] for m in workers) < 0.6:  # noqa: ASYNC110
-                await trio.sleep(0.02)  # 0.6 s of computing is the prompt and well over five tokens
-        killed.append(busiest(workers, before))
-        kill(killed[0], victim)
+        await lab.kill(await lab.answering(before), victim)
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(strike)
-        response = await trio.to_thread.run_sync(lab.whole)
+    check_restarted((await lab.stream(strike))[1])
+
+
+async def not_streamed(lab: Lab, victim: str) -> None:
+    """After five tokens of an answer that is not streamed: the client gets a whole answer and notices nothing."""
+    response = await _ask_and_kill(lab, victim)
     expect(response.status_code == 200, f"{response.status_code}: {response.text}")
     expect(response.json()["attempts"] == 2 and bool(response.json()["answer"]), response.text)
-    return killed[0]
 
 
-async def alone(lab: Lab, victim: str) -> Member:
-    """No other worker: one clear error, and nothing after it."""
-    (worker,) = lab.workers
-    events = await trio.to_thread.run_sync(lab.stream, partial(kill, worker, victim))
-    names = [name for name, _ in events]
-    if victim == "engine" and names[-1] == "done":  # its engine was back in time: then the answer must be whole
-        check_stream_after_kill(events)
-        return worker
-    expect(names.count("error") == 1 and names[-1] == "error", f"expected one error at the end: {events[-1]}")
-    expect(bool(events[-1][1].get("detail")), "the error says nothing")
-    return worker
+async def nothing_sent(lab: Lab, victim: str) -> None:
+    """While the worker reads the prompt: the stream is whole and tells of nothing."""
+    check_whole((await _stream_and_kill_at_once(lab, victim))[1])
 
 
-async def revive(lab: Lab, member: Member, count: int) -> None:
-    if member.exit_code is not None:
-        first = lab.devnet.gateway
-        assert first.peer is not None
-        await lab.devnet.add(member, first.peer.addresses[0])
-    await lab.wait_for_workers(count)
+async def chat(lab: Lab, victim: str) -> None:
+    """After five tokens of an OpenAI stream: one error chunk and the end, whoever else is there."""
+    before = await lab.generated()
+
+    async def strike() -> None:
+        await lab.kill(await lab.answering(before), victim)
+
+    status, chunks = await lab.chat(strike)
+    expect(status == 200, f"{status}: {chunks}")
+    check_chat_cut([data for _, data in chunks])
 
 
-async def rounds(folder: Path, count: int) -> int:
-    """Run all; returns how many expectations failed."""
-    failures = 0
-    two, one = Devnet(plan(folder / "two", 2, 1)), Devnet(plan(folder / "one", 1, 1))
-    for devnet, workers, cases in ((two, 2, (streamed, silent)), (one, 1, (alone,))):
-        try:
-            await devnet.start()
-            await devnet.wait_usable()
-            lab = Lab(devnet)
-            await lab.wait_for_workers(workers)
-            for number in range(count):
-                for case in cases:
-                    for victim in ("engine", "worker"):
-                        started = time.monotonic()
-                        try:
-                            killed = await case(lab, victim)
-                            verdict = "ok"
-                        except Failed as error:
-                            failures += 1
-                            verdict = f"FAILED: {error}"
-                            killed = lab.workers[0] if lab.workers else devnet.members[-1]
-                        took = time.monotonic() - started
-                        print(
-                            f"{number + 1:>3} {case.__name__:<9} kill {victim:<7} {took:5.1f} s  {verdict}", flush=True
-                        )
-                        for member in devnet.members:
-                            if "worker" in member.roles and member.exit_code is not None:
-                                killed = member
-                        await revive(lab, killed, workers)
-        finally:
-            await devnet.stop()
-    return failures + await first_peer_dies(folder / "three")
+async def none_left_streamed(lab: Lab, victim: str) -> None:
+    """After five tokens, and nobody else is there: one error, and not a token after the restart."""
+    before = await lab.generated()
+
+    async def strike() -> None:
+        await lab.kill(await lab.answering(before), victim)
+
+    check_none_left((await lab.stream(strike))[1])
 
 
-async def first_peer_dies(folder: Path) -> int:
-    """The first peer dies; the second gateway still answers, and a newcomer joins through a worker."""
-    devnet = Devnet(plan(folder, 2, 2))
+async def none_left_not_streamed(lab: Lab, victim: str) -> None:
+    """The same without a stream: one error response."""
+    response = await _ask_and_kill(lab, victim)
+    check_refused(response.status_code, response.json())
+
+
+async def none_left_nothing_sent(lab: Lab, victim: str) -> None:
+    """A stream that had not begun: an ordinary error response."""
+    status, events = await _stream_and_kill_at_once(lab, victim)
+    expect(len(events) == 1, f"expected the error alone: {events}")
+    check_refused(status, events[0][1])
+
+
+async def first_peer_dies(lab: Lab, _victim: str) -> None:
+    """The others go on answering, a newcomer joins through any of them, and the dead one finds back."""
+    first = lab.gateways[0]
+    lab.kill_now(first)
+    response = await lab.ask(tokens=8)
+    expect(response.status_code == 200, f"after the first peer's death: {response.status_code} {response.text}")
+    newcomer = await lab.newcomer("newcomer-" + lab.random.randbytes(4).hex(), not_through=first)
+    await _answers(lab, newcomer, "the newcomer")
+    await lab.dismiss(newcomer)
+    await lab.devnet.add(first, None)
+    await _answers(lab, first, "the first peer, back by what it remembered,")
+
+
+async def _answers(lab: Lab, gateway: Member, who: str) -> None:
     try:
-        await devnet.start()
-        await devnet.wait_usable()
-        await trio.sleep(5)  # long enough for the second gateway to have met the workers
-        first = devnet.members[0]
-        assert first.process is not None
-        first.process.kill()
-        first.process.wait()
-        lab = Lab(devnet)
-        response = await trio.to_thread.run_sync(lab.whole)
-        expect(response.status_code == 200, f"after the first peer's death: {response.status_code} {response.text}")
-        through = lab.workers[0].peer
-        assert through is not None
-        newcomer = Member("worker-new", ("worker",), folder / "worker-new")
-        await devnet.add(newcomer, through.addresses[0])
-        await lab.wait_for_workers(3)
-        print("    the first peer's death: ok", flush=True)
-    except (Failed, trio.TooSlowError) as error:
-        print(f"    the first peer's death: FAILED: {error}", flush=True)
-        return 1
+        await lab.settle(gateway, seconds=45)
+    except trio.TooSlowError as error:
+        raise Failed(f"{who} did not learn of the workers") from error
+    response = await lab.ask(through=gateway, tokens=8)
+    expect(response.status_code == 200, f"{who} could not answer: {response.status_code} {response.text}")
+
+
+async def _ask_and_kill(lab: Lab, victim: str) -> httpx.Response:
+    return await _while_asking(lab, lab.ask, victim, TOKENS_BEFORE_KILL)
+
+
+async def _stream_and_kill_at_once(lab: Lab, victim: str) -> tuple[int, list[tuple[str, Any]]]:
+    return await _while_asking(lab, lambda: lab.stream(trio.lowlevel.checkpoint, lab.long_question()), victim, 0)
+
+
+async def _while_asking(lab: Lab, ask: Callable[[], Awaitable[_T]], victim: str, tokens: int) -> _T:
+    """What ``ask`` gets when the worker that answers dies after so many tokens."""
+    before = await lab.generated()
+    found: list[_T] = []
+    killed = False
+    async with trio.open_nursery() as nursery:
+
+        async def asking() -> None:
+            found.append(await ask())
+            if not killed:
+                raise Failed(f"answered before anybody was killed: {found[0]}")
+
+        nursery.start_soon(asking)
+        worker = await lab.answering(before, tokens)
+        killed = True
+        await lab.kill(worker, victim)
+    return found[0]
+
+
+#: Engine and worker take turns: an engine that dies again and again is restarted later each time.
+_VICTIMS: Final = ("engine", "worker")
+_WITH_ANOTHER: Final[Sequence[Case]] = (streamed, not_streamed, nothing_sent, chat)
+_ALONE: Final[Sequence[Case]] = (none_left_streamed, none_left_not_streamed, none_left_nothing_sent, chat)
+
+
+@dataclass(frozen=True)
+class _Step:
+    name: str
+    case: Case
+    victim: str
+
+
+def steps(only: Sequence[str]) -> tuple[list[_Step], list[_Step]]:
+    """What a round does in the devnet with two workers, and in the one with a single worker."""
+    pair = [_Step("first peer", first_peer_dies, "")]
+    pair += [_Step(f"{c.__name__} {v}", c, v) for c in _WITH_ANOTHER for v in _VICTIMS]
+    alone = [_Step(f"{c.__name__} {v}", c, v) for c in _ALONE for v in _VICTIMS]
+    named = [
+        [
+            _Step(s.name.replace("_", " ") + (", alone" if s.case is chat and at else ""), s.case, s.victim)
+            for s in found
+        ]
+        for at, found in enumerate((pair, alone))
+    ]
+    chosen = [[s for s in found if not only or any(part in s.name for part in only)] for found in named]
+    return chosen[0], chosen[1]
+
+
+async def _lane(lab: Lab, todo: Sequence[_Step], rounds: int, note: Callable[[Outcome], None]) -> None:
+    """Every step in every round; between two, everybody is brought back. Ends early when that fails."""
+    if not todo:
+        return
+    try:
+        if await _noted(lab.start, 0, "start", note, only_failures=True):
+            for number in range(1, rounds + 1):
+                for step in todo:
+                    await _noted(partial(step.case, lab, step.victim), number, step.name, note)
+                    if not await _noted(lab.bring_back, number, f"after {step.name}", note, only_failures=True):
+                        return
     finally:
-        await devnet.stop()
-    return 0
+        with trio.CancelScope(shield=True):
+            await lab.stop()
 
 
-def main() -> int:
-    """Parse the arguments and run."""
-    parser = argparse.ArgumentParser(description=__doc__)
+async def _noted(
+    do: Callable[[], Awaitable[None]],
+    number: int,
+    name: str,
+    note: Callable[[Outcome], None],
+    *,
+    only_failures: bool = False,
+) -> bool:
+    started = time.monotonic()
+    errors: list[str] = []
+    try:
+        await do()
+    except* (Failed, OwmError, httpx.HTTPError, trio.TooSlowError) as group:
+        errors = [f"{type(one).__name__}: {one}" for one in group.exceptions]
+    if errors or not only_failures:
+        note(Outcome(number, name, round(time.monotonic() - started, 2), not errors, "; ".join(errors)))
+    return not errors
+
+
+async def run(folder: Path, rounds: int, only: Sequence[str], note: Callable[[Outcome], None]) -> None:
+    """Both devnets side by side; ``note`` gets each outcome as it comes."""
+    pair, alone = steps(only)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_lane, Lab(folder / "pair", gateways=2, workers=2), pair, rounds, note)
+        nursery.start_soon(_lane, Lab(folder / "alone", gateways=1, workers=1), alone, rounds, note)
+
+
+def summary(outcomes: Sequence[Outcome], seconds: float) -> dict[str, object]:
+    """What ``--json`` prints: every outcome, and for each case its times."""
+    cases = {}
+    for name in dict.fromkeys(one.case for one in outcomes):
+        times = [one.seconds for one in outcomes if one.case == name]
+        failed = sum(not one.ok for one in outcomes if one.case == name)
+        cases[name] = {"runs": len(times), "failed": failed, "median_s": round(statistics.median(times), 2),
+                       "worst_s": max(times)}  # fmt: skip
+    return {
+        "ok": bool(outcomes) and all(one.ok for one in outcomes),
+        "failed": sum(not one.ok for one in outcomes),
+        "seconds": round(seconds, 1),
+        "cases": cases,
+        "outcomes": [asdict(one) for one in outcomes],
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the arguments and run; 0 only if every case of every round held."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20)
-    arguments = parser.parse_args()
+    parser.add_argument("--only", action="append", default=[], metavar="TEXT", help="cases whose name holds this")
+    parser.add_argument("--json", action="store_true", help="one JSON document at the end instead of lines")
+    given = parser.parse_args(arguments)
+    outcomes: list[Outcome] = []
+    width = max((len(step.name) for found in steps(given.only) for step in found), default=0)
+    if not width or given.rounds < 1:
+        parser.error("nothing to run: no case has such a name, or there is no round")
+
+    def note(outcome: Outcome) -> None:
+        outcomes.append(outcome)
+        if not given.json:
+            verdict = "ok" if outcome.ok else f"FAILED: {outcome.error}"
+            print(f"{outcome.round:>3}  {outcome.case:<{width}} {outcome.seconds:6.1f} s  {verdict}", flush=True)
+
+    started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="owm-kill-") as folder:
-        failures = trio.run(rounds, Path(folder), arguments.rounds)
-    print("all held" if not failures else f"{failures} failed")
-    return 1 if failures else 0
+        trio.run(run, Path(folder), given.rounds, given.only, note)
+    found = summary(outcomes, time.monotonic() - started)
+    if given.json:
+        print(json.dumps(found, indent=2))
+    else:
+        for name, case in found["cases"].items():  # type: ignore[attr-defined]
+            print(f"{name:<{width}}  {case['runs']:>3} runs, {case['failed']} failed, "
+                  f"median {case['median_s']:.1f} s, worst {case['worst_s']:.1f} s")  # fmt: skip
+        print(f"all held in {found['seconds']} s" if found["ok"] else f"{found['failed']} failed")
+    return 0 if found["ok"] else 1
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ __all__ = ["Devnet", "Member", "plan"]
 
 _START_SECONDS: Final = 90.0  #: for one peer to say that it runs
 _JOIN_SECONDS: Final = 60.0  #: for a gateway to learn of a worker
-_STOP_SECONDS: Final = 15.0  #: for a peer to complete what it does
+_STOP_SECONDS: Final = 150.0  #: for peers to complete what they do: more than a query or a task may take
 _POLL_SECONDS: Final = 0.1
 _LOG_TAIL_BYTES: Final = 4096
 
@@ -102,8 +102,11 @@ class Devnet:
             for member in others:
                 nursery.start_soon(self._wait, member)
 
-    async def add(self, member: Member, through: str) -> None:
-        """Start one more peer, or one that has ended, and give it the address of a peer that runs.
+    async def add(self, member: Member, through: str | None) -> None:
+        """Start one more peer, or one that has ended.
+
+        Args:
+            through: the address of a peer that runs; None leaves it to what the peer remembers of an earlier run.
 
         Raises:
             TemporaryError: it ended or did not come up.
@@ -111,7 +114,7 @@ class Devnet:
         if member not in self.members:
             self.members.append(member)
         member.peer = None
-        self._spawn(member, ["--bootstrap", through])
+        self._spawn(member, [] if through is None else ["--bootstrap", through])
         await self._wait(member)
 
     def _spawn(self, member: Member, flags: Sequence[str]) -> None:
@@ -171,13 +174,18 @@ class Devnet:
         raise TemporaryError(f"the gateway learned of no worker within {_JOIN_SECONDS:.0f} s")
 
     async def stop(self) -> None:
-        """Let every peer complete what it does, then make sure that none is left."""
-        running = [m.process for m in self.members if m.process is not None and m.process.poll() is None]
-        for process in running:
-            process.send_signal(signal.SIGTERM)
-        with trio.CancelScope(shield=True), trio.move_on_after(_STOP_SECONDS):
-            while any(process.poll() is None for process in running):  # noqa: ASYNC110 - nothing tells of a process's end
-                await trio.sleep(_POLL_SECONDS)
+        """Let every peer complete what it does, gateways before the workers that they need; then none is left.
+
+        :meth:`kill` in the meantime ends it at once.
+        """
+        gateways = [member for member in self.members if "gateway" in member.roles]
+        for members in (gateways, self.members):
+            running = [m.process for m in members if m.process is not None and m.process.poll() is None]
+            for process in running:
+                process.send_signal(signal.SIGTERM)
+            with trio.CancelScope(shield=True), trio.move_on_after(_STOP_SECONDS):
+                while any(process.poll() is None for process in running):  # noqa: ASYNC110 - nothing tells of their end
+                    await trio.sleep(_POLL_SECONDS)
         self.kill()
 
     def kill(self) -> None:
