@@ -12,6 +12,7 @@ from owm.cli._local import find_gateway, local_key
 from owm.cli._options import config_options, settings_of
 from owm.cli._output import json_option, plain, print_json
 from owm.cli._query import Answer, ask
+from owm.errors import OwmError
 
 __all__ = ["answer_json", "ask_and_print", "ask_command"]
 
@@ -35,7 +36,8 @@ def ask_command(
     """Ask the network a question and watch the answer arrive.
 
     When the peer that was answering dies, the gateway has another begin anew; what was shown before is
-    then marked void.
+    then marked void. Into a pipe or a file goes nothing but the complete answer, when it is there; who gave
+    it is then said on standard error.
 
     \b
     Examples:
@@ -48,22 +50,55 @@ def ask_command(
     return 0
 
 
-def ask_and_print(url: str, question: str, *, max_tokens: int, key: str | None, as_json: bool) -> Answer:
-    """Stream an answer to standard output, then say who gave it and how fast; or print one JSON object."""
+def ask_and_print(
+    url: str, question: str, *, max_tokens: int, key: str | None, as_json: bool, details: bool = False
+) -> Answer:
+    """Ask, and print the answer and who gave it.
+
+    On a terminal the answer is shown as it comes. Elsewhere it is printed once it is complete, so that no word of a
+    worker that died is ever in it, and who gave it goes to standard error.
+
+    Args:
+        as_json: print one JSON object instead.
+        details: say who gave it on standard output in any case.
+
+    Raises:
+        TemporaryError, UsageError: there is no answer; see :func:`owm.cli._query.ask`.
+    """
+    terminal = sys.stdout.isatty() and not as_json
+    shown: list[str] = []
+    try:
+        answer = ask(
+            url,
+            question,
+            max_tokens=max_tokens,
+            key=key,
+            on_text=(lambda text: _show(text, shown)) if terminal else _ignore,
+            on_restart=(lambda: _void(shown)) if terminal else _nothing,
+        )
+    except OwmError:
+        if shown:
+            click.echo("\n[what stands above is not the whole answer]\n")
+        raise
     if as_json:
-        answer = ask(url, question, max_tokens=max_tokens, key=key, on_text=_ignore, on_restart=_nothing)
         print_json(answer_json(answer))
         return answer
-    answer = ask(url, question, max_tokens=max_tokens, key=key, on_text=_show, on_restart=_void)
-    click.echo("\n")
-    shown = [
+    click.echo("\n" if terminal else plain(answer.text))
+    _tell(answer, on_error=not (terminal or details))
+    return answer
+
+
+def _tell(answer: Answer, *, on_error: bool) -> None:
+    """Who gave the answer, how fast, and whether somebody had to begin anew."""
+    found = [
         ("worker", answer.result.get("worker")),
         ("receipt", answer.result.get("receipt_id")),
         ("first token", None if answer.first_token_ms is None else f"{answer.first_token_ms:.0f} ms"),
     ]
-    for name, value in shown:
-        click.echo(f"{name:<12} {plain(value) if value else '-'}")
-    return answer
+    if answer.restarts:
+        found.append(("restarts", str(answer.restarts)))
+    for name, value in found:
+        click.echo(f"{name:<12} {plain(value) if value else '-'}", err=on_error)
 
 
 def answer_json(answer: Answer) -> dict[str, object]:
@@ -76,18 +111,20 @@ def answer_json(answer: Answer) -> dict[str, object]:
     }
 
 
-def _show(text: str) -> None:
+def _show(text: str, shown: list[str]) -> None:
+    shown.append(text)
     sys.stdout.write(plain(text))
     sys.stdout.flush()
 
 
-def _void() -> None:
+def _void(shown: list[str]) -> None:
+    shown.clear()
     click.echo("\n[the peer that was answering has gone: what stands above is void, another begins anew]\n")
 
 
 def _ignore(text: str) -> None:
-    """With --json nothing is shown before the end."""
+    """Nothing is shown before the end."""
 
 
 def _nothing() -> None:
-    """With --json nothing is shown before the end."""
+    """Nothing was shown, so there is nothing to take back."""

@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 import tempfile
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 
@@ -65,38 +66,60 @@ def devnet_command(
 
 async def _run(devnet: Devnet, question: str | None, max_tokens: int, as_json: bool) -> int:
     state = settings_of(None, None).data_dir / DEVNET_FILE
-    outcome = 130
-    try:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
-            if not as_json:
-                click.echo(f"Starting {len(devnet.members)} peers ...", err=True)
-            await devnet.start()
-            if any("worker" in member.roles for member in devnet.members):
-                await devnet.wait_usable()
-            state.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            state.write_text(json.dumps({"data_dirs": [str(member.folder) for member in devnet.members]}))
-            if question is not None:
-                key = local_key(devnet.gateway.folder)
-                ask = partial(
-                    ask_and_print, devnet.gateway_url, question, max_tokens=max_tokens, key=key, as_json=as_json
-                )
-                await trio.to_thread.run_sync(ask, abandon_on_cancel=True)
-                outcome = 0
-                nursery.cancel_scope.cancel()
-            else:
-                await _show(devnet, as_json)
-    finally:
-        state.unlink(missing_ok=True)
-        await devnet.stop()
+            scope = trio.CancelScope()
+            nursery.start_soon(_stop_on_signals, signals, scope, devnet)
+            outcome = 130
+            try:
+                with scope:
+                    outcome = await _use(devnet, state, question, max_tokens, as_json)
+            finally:
+                state.unlink(missing_ok=True)
+                await devnet.stop()
+            nursery.cancel_scope.cancel()
     return outcome if question is not None else 0
 
 
-async def _stop_on_signal(scope: trio.CancelScope) -> None:
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async for _ in signals:
+async def _use(devnet: Devnet, state: Path, question: str | None, max_tokens: int, as_json: bool) -> int:
+    """Start the peers, then ask the question, or show them until cancelled."""
+    if not as_json:
+        click.echo(f"Starting {len(devnet.members)} peers ...", err=True)
+    await devnet.start()
+    if any("worker" in member.roles for member in devnet.members):
+        await devnet.wait_usable()
+    _remember(devnet, state)
+    if question is not None:
+        key = local_key(devnet.gateway.folder)
+        ask = partial(
+            ask_and_print,
+            devnet.gateway_url,
+            question,
+            max_tokens=max_tokens,
+            key=key,
+            as_json=as_json,
+            details=True,
+        )
+        await trio.to_thread.run_sync(ask, abandon_on_cancel=True)
+    else:
+        await _show(devnet, as_json)
+    return 0
+
+
+def _remember(devnet: Devnet, state: Path) -> None:
+    """For the other commands to find the devnet by."""
+    state.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    state.write_text(json.dumps({"data_dirs": [str(member.folder) for member in devnet.members]}))
+
+
+async def _stop_on_signals(signals: AsyncIterator[int], scope: trio.CancelScope, devnet: Devnet) -> None:
+    """The first one stops the peers in order, which completes what they do; the second one ends them at once."""
+    async for _ in signals:
+        if scope.cancel_called:
+            devnet.kill()
+        else:
+            click.echo("Stopping: what runs is completed; Ctrl-C again cuts it.", err=True)
             scope.cancel()
-            return
 
 
 async def _show(devnet: Devnet, as_json: bool) -> None:

@@ -53,8 +53,8 @@ def test_the_answer_its_worker_its_receipt_and_the_time_are_printed(owm: Cli) ->
     with gateway(token("Par") + ": comment\n\n" + token("is.") + DONE) as (url, asked):
         outcome = owm("ask", "--url", url, "--key", "k-1", "Where?")
     assert outcome.code == 0
-    assert "Paris." in outcome.out
-    assert all(part in outcome.out for part in ("w-1", "r-1", " ms"))
+    assert outcome.out == "Paris.\n"
+    assert all(part in outcome.err for part in ("w-1", "r-1", " ms"))
     assert asked == [
         {"path": "/v1/query/stream", "key": "Bearer k-1", "query": "Where?", "max_tokens": 256, "stream": True}
     ]
@@ -64,9 +64,9 @@ def test_a_restart_drops_what_came_before(owm: Cli) -> None:
     body = token("Lon") + 'event: restart\ndata: {"attempt": 2}\n\n' + token("Paris.") + DONE
     with gateway(body) as (url, _):
         found = owm("ask", "--url", url, "--json", "Where?").json
-        shown = owm("ask", "--url", url, "Where?").out
+        piped = owm("ask", "--url", url, "Where?")
     assert (found["answer"], found["restarts"]) == ("Paris.", 1)
-    assert shown.index("Lon") < shown.index("void") < shown.index("Paris.")
+    assert piped.out == "Paris.\n" and "restarts     1" in piped.err
 
 
 @pytest.mark.parametrize(
