@@ -1,55 +1,47 @@
 """One peer: builds the services, joins the network, runs the roles that its operator opted into.
 
 :class:`Peer` takes its network, clock, randomness and engine from outside, so tests and the simulator run the same code
-in memory and in virtual time; :func:`run_peer` brings the real ones.
+in memory and in virtual time; :mod:`owm.process` brings the real ones.
 """
 
 from __future__ import annotations
 
 import gc
-import signal
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from random import Random, SystemRandom
-from typing import TYPE_CHECKING, Any, Final, Self
+from random import Random
+from typing import Final, Self
 
 import structlog
 import trio
-from prometheus_client import CollectorRegistry
 
-from owm.clock import Clock, SystemClock
-from owm.config import Constitution, Effective, Settings, load_constitution
+from owm.clock import Clock
+from owm.config import Constitution, Settings
 from owm.dht import DhtParams, KademliaDht
 from owm.directory import ClockComparison, Directory
 from owm.directory.bandwidth import BandwidthService
-from owm.directory.joining import Joiner, Lead, Source, split_address
+from owm.directory.joining import Joiner, Source
 from owm.directory.shards import ManifestTopics
-from owm.errors import ConfigError, OwmError
+from owm.errors import ConfigError
 from owm.gossip import GossipParams, GossipService, ScoreParams
-from owm.hardware import Hardware, detect
-from owm.health import Health, HealthServer, StatisticsCollector
+from owm.hardware import Hardware
+from owm.health import Health
 from owm.identity import Identity
-from owm.model import Engine, engine_of
+from owm.model import Engine
 from owm.net import Network, NetworkLimits
-from owm.records import TIERS, SignedRecord
-from owm.roles._local import LocalViews
+from owm.records import SignedRecord
 from owm.roles._manifest import ManifestSource
 from owm.roles._measuring import TierWatch
 from owm.roles._presence import Presence
 from owm.roles._standing import StandingMemory
-from owm.roles._state import data_folder_lock, peer_file
 from owm.roles.gateway import NetworkBackend
 from owm.roles.worker import WorkerRole
 from owm.store import Store
 from owm.tasks import Scheduler, TaskRequester
 
-if TYPE_CHECKING:
-    from owm.net.mdns import LocalDiscovery
-
-__all__ = ["Parts", "Peer", "limits_of", "run_peer", "settle_memory"]
+__all__ = ["Parts", "Peer", "limits_of", "settle_memory"]
 
 _log = structlog.get_logger(__name__)
 
@@ -160,7 +152,7 @@ class Peer:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Self]:
-        """Join and serve until the block ends; at the end, tasks that run are completed first."""
+        """Join and serve until the block ends; at the end, tasks that run are completed first; cancelling cuts them."""
         p = self.parts
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(p.store.running())
@@ -189,7 +181,13 @@ class Peer:
             try:
                 yield self
             finally:
-                self.status = "stopping"
+                self.stop()
+
+    def stop(self) -> None:
+        """Say that this peer is stopping and take no new work from now on; leaving the block completes what runs."""
+        self.status = "stopping"
+        if self.worker is not None:
+            self.worker.stop()
 
     async def _be_seen(self) -> None:
         await self.joiner.wait_joined()
@@ -226,6 +224,8 @@ class Peer:
         status = self.status
         if status == "ok" and not all(checks.values()):
             status = "degraded"
+        if self.is_gateway:  # one that knows no worker is well, and of no use yet
+            checks["workers"] = self.directory.statistics().workers > 0
         return Health(status, checks)
 
 
@@ -257,126 +257,6 @@ def limits_of(settings: Settings, constitution: Constitution) -> NetworkLimits:
     )
 
 
-def _bootstrap_source(addresses: Sequence[str]) -> Source:
-    try:
-        leads = [split_address(address) for address in addresses]
-    except ValueError as error:
-        raise ConfigError(f"network.bootstrap: {error}") from error
-
-    async def source() -> Sequence[Lead]:
-        return leads
-
-    return source
-
-
-def _local_source(local: LocalDiscovery) -> Source:
-    async def source() -> Sequence[Lead]:
-        return [Lead(peer, address) for peer, addresses in local.peers() for address in addresses]
-
-    return source
-
-
-async def _run(effective: Effective) -> None:
-    settings = effective.settings
-    constitution = load_constitution(settings.network.profile)
-    identity = Identity.load_or_create(effective.identity_path)
-    from owm.net.libp2p import Libp2pNetwork  # costs most of a second: only a running peer pays it
-
-    host = settings.network.listen_host
-    family = "ip6" if ":" in host else "ip4"
-    clock = SystemClock()
-    network = Libp2pNetwork(
-        identity,
-        listen=[f"/{family}/{host}/tcp/{settings.network.listen_port}"],
-        announce=settings.network.announce or None,
-        limits=limits_of(settings, constitution),
-        clock=clock,
-    )
-    sources: list[tuple[str, Source]] = []
-    if settings.network.bootstrap:
-        sources.append(("settings", _bootstrap_source(settings.network.bootstrap)))
-    local: LocalDiscovery | None = None
-    if settings.network.mdns:
-        from owm.net.mdns import LocalDiscovery
-
-        local = LocalDiscovery(identity.peer_id, constitution.id, lambda: network.addresses)
-        sources.append(("local network", _local_source(local)))
-    parts = Parts(
-        identity=identity,
-        settings=settings,
-        constitution=constitution,
-        network=network,
-        store=Store(effective.database_path),
-        clock=clock,
-        random=Random(SystemRandom().getrandbits(256)),  # noqa: S311 - spreads timers and samples
-        secrets=SystemRandom(),
-        hardware=await detect(),
-        engine=engine_of(settings.model) if "worker" in settings.node.roles else None,
-        cache_path=effective.data_dir / "peers.json",
-        sources=sources,
-    )
-    if settings.network.coordinator_url:
-        _log.warning("network.coordinator_url is set, but this version cannot join through a coordinator yet")
-    async with AsyncExitStack() as stack:
-        peer = Peer(parts)
-        await stack.enter_async_context(peer.running())
-        if local is not None:
-            await stack.enter_async_context(local.running())
-        views = LocalViews(peer)
-        registry = CollectorRegistry()
-        registry.register(StatisticsCollector(views.sources()))
-        health = HealthServer(settings.health.port, peer.health, registry, views.views())
-        await stack.enter_async_context(health.running())
-        api_url = ""
-        if peer.is_gateway:
-            api_url = await stack.enter_async_context(_public_api(peer, effective))
-        stack.enter_context(peer_file(effective.data_dir, _description(peer, health.url, api_url)))
-        _log.info(
-            "the peer runs",
-            peer=str(identity.peer_id),
-            network=constitution.name,
-            addresses=parts.network.addresses,
-            roles=settings.node.roles,
-            api=api_url or None,
-            health=health.url,
-        )
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            async for number in signals:
-                _log.info("stopping: what runs is completed first", signal=signal.Signals(number).name)
-                break
-
-
-def _description(peer: Peer, health_url: str, api_url: str) -> Mapping[str, Any]:
-    return {
-        "peer_id": str(peer.parts.identity.peer_id),
-        "addresses": list(peer.parts.network.addresses),
-        "roles": list(peer.parts.settings.node.roles),
-        "health_url": health_url,
-        "api_url": api_url,
-    }
-
-
-@asynccontextmanager
-async def _public_api(peer: Peer, effective: Effective) -> AsyncIterator[str]:
-    """The HTTP API of a gateway; yields its URL."""
-    from owm.api import KeyStore, create_app, serve  # loads the web framework: only gateways pay for it
-
-    settings = effective.settings.api
-    keys = await trio.to_thread.run_sync(partial(KeyStore, effective.keys_path))
-    try:
-        app = create_app(peer.backend, settings, keys, clock=peer.parts.clock)
-        try:
-            async with serve(app, settings) as url:
-                yield url
-        except OSError as error:
-            raise ConfigError(
-                f"api.port: cannot listen on {settings.host}:{settings.port} ({error}): stop what uses it, or set "
-                "another port; 0 lets the system choose"
-            ) from error
-    finally:
-        keys.close()
-
-
 def settle_memory() -> None:
     """Look for reference cycles rarely: with many thousand objects alive, every full look is a pause of 0.1 to 0.7 s.
 
@@ -385,28 +265,3 @@ def settle_memory() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
-
-
-def run_peer(effective: Effective) -> None:
-    """Run a peer until SIGTERM or Ctrl-C.
-
-    Raises:
-        OwmError: it cannot start; the message says why and what to do.
-    """
-    if effective.settings.node.tier_override and effective.settings.node.tier_override not in TIERS:
-        raise ConfigError(f"node.tier_override must be one of {', '.join(TIERS)}")
-    with data_folder_lock(effective.data_dir):
-        settle_memory()
-        try:
-            trio.run(_run, effective)
-        except BaseExceptionGroup as group:
-            raise _first_of(group) from group
-
-
-def _first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """What the user is told when several tasks failed together: the first of our own errors, else the first of all."""
-    ours = group.subgroup(OwmError)
-    found: BaseException = ours or group
-    while isinstance(found, BaseExceptionGroup):
-        found = found.exceptions[0]
-    return found

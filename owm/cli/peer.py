@@ -43,7 +43,7 @@ def peer_command(
     log_format: str | None,
     die_with: int | None,
 ) -> int:
-    """Run a peer in the foreground until Ctrl-C or SIGTERM; what runs is completed first.
+    """Run a peer in the foreground until Ctrl-C or SIGTERM; what runs is completed first. A second one ends it at once.
 
     \b
     Examples:
@@ -71,7 +71,7 @@ def peer_command(
     from owm import log
 
     log.configure(effective.settings.log.level, effective.settings.log.format)
-    from owm.peer import run_peer
+    from owm.process import run_peer
 
     run_peer(effective)
     return 0

@@ -30,6 +30,7 @@ Port = Annotated[int, Meta(ge=0, le=65535)]
 Percent = Annotated[int, Meta(ge=1, le=100)]
 Positive = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0)]
+SecondsOrNone = Annotated[float, Meta(ge=0)]
 
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -43,6 +44,7 @@ class NodeSettings(_Section, frozen=True):
     tier_override: Literal["", "t0", "t1", "t2", "t3"] = ""  #: may only lower the detected tier
     data_dir: str = "~/.owm"  #: identity, task log, blobs
     roles: tuple[str, ...] = ()  #: what this peer does for others: "worker", "gateway"
+    stop_timeout: SecondsOrNone = 0.0  #: for what runs when told to stop, seconds; 0 for as long as it may take
 
 
 class NetworkSettings(_Section, frozen=True):

@@ -8,11 +8,11 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from owm.errors import ConfigError
 
-__all__ = ["data_folder_lock", "peer_file"]
+__all__ = ["PeerFile", "data_folder_lock"]
 
 
 @contextmanager
@@ -29,14 +29,23 @@ def data_folder_lock(folder: Path) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def peer_file(folder: Path, content: Mapping[str, Any]) -> Iterator[None]:
-    """Write ``peer.json`` for the command line to find us by, and remove it at the end."""
-    path = folder / "peer.json"
-    fresh = path.with_suffix(".new")
-    fresh.write_text(json.dumps({**content, "pid": os.getpid()}), encoding="utf-8")
-    fresh.replace(path)
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
+class PeerFile:
+    """``peer.json``, for the command line to find us by; it is removed at the end of the block.
+
+    It is written once everything runs, and stays while the peer stops.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "peer.json"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._path.unlink(missing_ok=True)
+
+    def write(self, content: Mapping[str, Any]) -> None:
+        """Write it anew, at once as a whole."""
+        fresh = self._path.with_suffix(".new")
+        fresh.write_text(json.dumps({**content, "pid": os.getpid()}), encoding="utf-8")
+        fresh.replace(self._path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final, Self
@@ -23,7 +24,6 @@ __all__ = ["WorkerRole"]
 _log = structlog.get_logger(__name__)
 
 _QUEUE_PER_SLOT: Final = 2
-_DRAIN_SECONDS: Final = 30.0
 
 
 class WorkerRole:
@@ -46,6 +46,8 @@ class WorkerRole:
         clock: Clock,
     ) -> None:
         slots = min(settings.model.slots, settings.network.max_concurrent_tasks)
+        self._stop_timeout = settings.node.stop_timeout or settings.model.task_timeout
+        self._stopped_at = math.inf
         self._engine = engine
         self.tasks = TaskWorker(
             network,
@@ -59,7 +61,10 @@ class WorkerRole:
 
     @asynccontextmanager
     async def running(self, manifest: ManifestSource) -> AsyncIterator[Self]:
-        """Start the engine, then take tasks; at the end those that run are completed first (SRS-NODE-09)."""
+        """Start the engine, then take tasks; at the end those that run are completed first (SRS-NODE-09).
+
+        Cancelling it cuts them.
+        """
         async with self._engine.running(), self.tasks.running():
             manifest.engine = self._engine
             manifest.task_types = self.tasks.task_types
@@ -67,9 +72,15 @@ class WorkerRole:
             try:
                 yield self
             finally:
-                with trio.CancelScope(shield=True):
-                    if not await self.tasks.drain(_DRAIN_SECONDS):
-                        _log.warning("tasks were cut off", seconds=_DRAIN_SECONDS)
+                self.stop()
+                left = self._stopped_at + self._stop_timeout - trio.current_time()
+                if not await self.tasks.drain(max(0.0, left)):
+                    _log.warning("tasks were cut off", seconds=self._stop_timeout)
+
+    def stop(self) -> None:
+        """Refuse new tasks from now on; their time to end counts from the first call."""
+        self.tasks.refuse()
+        self._stopped_at = min(self._stopped_at, trio.current_time())
 
     def _load(self) -> Load:
         statistics = self.tasks.statistics()

@@ -104,9 +104,13 @@ class TaskWorker:
         kinds = {model.kind for model in self._engine.models}
         return (("inference",) if "chat" in kinds else ()) + (("embed_data",) if "embedding" in kinds else ())
 
+    def refuse(self) -> None:
+        """Take no new task from now on."""
+        self._draining = True
+
     async def drain(self, timeout: float) -> bool:
         """Refuse new tasks and let those that run finish (SRS-NODE-09); False when the time was not enough."""
-        self._draining = True
+        self.refuse()
         with trio.move_on_after(timeout):
             while self._open:
                 await self._idle.wait()
