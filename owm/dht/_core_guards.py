@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable
+from random import Random
 from typing import Final
 
 from owm.dht._core_types import Contact, DhtParams, GroupOf
@@ -14,6 +15,7 @@ __all__ = ["PeerMemory", "QueryQuota", "Reputation", "check_proof", "solve_puzzl
 _DAY: Final = 86_400.0
 _BLAME_HALF_LIFE: Final = 600.0
 _MAX_TRACKED: Final = 4096
+_GIVEN_UP: Final = 3  # failures of a remembered peer
 
 
 class QueryQuota:
@@ -107,41 +109,82 @@ def solve_puzzle(network: str, peer: bytes, bits: int) -> bytes:
     return proof
 
 
-class PeerMemory:
-    """Peers that were good once, diverse by subnet: seeds after a restart and strangers to ask after a split."""
+class _Remembered:
+    __slots__ = ("contact", "failures", "groups")
 
-    __slots__ = ("_contacts", "_group_of", "_params")
+    def __init__(self, contact: Contact, groups: tuple[str, ...]) -> None:
+        self.contact = contact
+        self.groups = groups
+        self.failures = 0  # since it was noted
+
+
+class PeerMemory:
+    """Peers that were good once, diverse by subnet: seeds after a restart and strangers to ask after a split.
+
+    Whoever does not answer sinks: the others are asked first, and it goes first when there is no room. It is forgotten
+    after a few failures, unless few are left: after a long partition the memory is the only way back.
+    """
+
+    __slots__ = ("_crowds", "_group_of", "_known", "_params")
 
     def __init__(self, params: DhtParams, group_of: GroupOf | None) -> None:
         self._params = params
         self._group_of = group_of
-        self._contacts: OrderedDict[bytes, Contact] = OrderedDict()
+        self._known: OrderedDict[bytes, _Remembered] = OrderedDict()
+        self._crowds: Counter[str] = Counter()
 
     def __len__(self) -> int:
-        return len(self._contacts)
+        return len(self._known)
 
-    def _groups(self, contact: Contact) -> set[str]:
-        if self._group_of is None:
-            return set()
-        return {group for address in contact.addresses if (group := self._group_of(address)) is not None}
+    def add(self, contact: Contact, groups: tuple[str, ...] | None = None) -> None:
+        """Remember a peer; of a crowded subnet the ones known longest stay, of all the ones noted last.
 
-    def add(self, contact: Contact) -> None:
-        """Remember a peer; of a crowded subnet the ones known longest stay, of all the ones noted last."""
+        ``groups``: what it was seen to count under; None: as its addresses say.
+        """
         if not contact.addresses or self._params.remembered <= 0:
             return
-        if contact.id not in self._contacts:
-            for group in self._groups(contact):
-                crowd = sum(group in self._groups(other) for other in self._contacts.values())
-                if crowd >= self._params.table_per_group:
-                    return
-        self._contacts[contact.id] = contact
-        self._contacts.move_to_end(contact.id)
-        if len(self._contacts) > self._params.remembered:
-            self._contacts.popitem(last=False)
+        if groups is None:
+            group_of = self._group_of
+            found = {g for a in contact.addresses if (g := group_of(a)) is not None} if group_of is not None else ()
+            groups = tuple(found)
+        known = self._known.get(contact.id)
+        if known is not None:
+            self.forget(contact.id)  # it may count under other groups now, and is the latest in any case
+        elif any(self._crowds[group] >= self._params.table_per_group for group in groups):
+            return
+        self._known[contact.id] = _Remembered(contact, groups)
+        self._crowds.update(groups)
+        if len(self._known) > self._params.remembered:
+            worst = max(self._known.values(), key=lambda one: one.failures)  # the oldest of them
+            self.forget(worst.contact.id)
+
+    def failed(self, peer: bytes) -> None:
+        """It did not answer, while others do."""
+        known = self._known.get(peer)
+        if known is not None:
+            known.failures += 1
+            if known.failures >= _GIVEN_UP and len(self._known) > 2 * self._params.k:
+                self.forget(peer)
 
     def forget(self, peer: bytes) -> None:
-        self._contacts.pop(peer, None)
+        known = self._known.pop(peer, None)
+        if known is not None:
+            for group in known.groups:
+                self._crowds[group] -= 1
+                if not self._crowds[group]:
+                    del self._crowds[group]
 
     def contacts(self) -> list[Contact]:
         """Oldest first."""
-        return list(self._contacts.values())
+        return [known.contact for known in self._known.values()]
+
+    def entries(self) -> list[tuple[Contact, tuple[str, ...]]]:
+        """Each with the groups that it counts under, oldest first."""
+        return [(known.contact, known.groups) for known in self._known.values()]
+
+    def sample(self, random: Random, count: int) -> list[Contact]:
+        """Some that have failed least, at random among equals."""
+        known = list(self._known.values())
+        random.shuffle(known)
+        known.sort(key=lambda one: one.failures)
+        return [one.contact for one in known[:count]]

@@ -15,9 +15,10 @@ from typing import Final
 
 from owm.dht._core_types import KEY_BITS, Contact
 
-__all__ = ["MAX_PREFIX_BITS", "SizeEstimator", "preimage", "preimages_ready", "prepare_preimages"]
+__all__ = ["MAX_PREFIX_BITS", "READY_BITS", "SizeEstimator", "preimage", "preimages_ready", "prepare_preimages"]
 
 MAX_PREFIX_BITS: Final = 16
+READY_BITS: Final = 12  #: prefixes up to so many bits take 40 ms to prepare, longer ones a second
 _STEPS: Final = (6, 9, 12, 16)
 _UNSET: Final = 0xFFFFFFFF
 _made: Final[set[int]] = set()  # the steps whose table exists
@@ -43,12 +44,12 @@ def _numbers(bits: int) -> array[int]:
     return found
 
 
-def prepare_preimages(bits: int = 12) -> None:
+def prepare_preimages(bits: int = READY_BITS) -> None:
     """Compute ahead what :func:`preimage` needs for prefixes of that many bits (12: 40 ms; 16: 1 s)."""
     preimage(0, bits)
 
 
-def preimages_ready(bits: int = 12) -> bool:
+def preimages_ready(bits: int = READY_BITS) -> bool:
     """Whether :func:`prepare_preimages` has been called with as many bits."""
     return any(step in _made for step in _STEPS if step >= bits)
 

@@ -48,9 +48,24 @@ class Lookup:
         seeds: where to start, nearest first; they are dealt out to the paths.
         paths: how many disjoint paths.
         exhaust: ask every candidate nearer than this distance before ending; 0 for the usual end.
+        limit: queries after which it ends, so that a crowd at the target does not make it endless; 0 for no limit.
+        sought: leave out the very peer that has the target as its key, for it is asked apart.
     """
 
-    __slots__ = ("_beta", "_candidates", "_exhaust", "_keep", "_params", "_paths", "hops", "own", "target")
+    __slots__ = (
+        "_beta",
+        "_candidates",
+        "_exhaust",
+        "_keep",
+        "_left",
+        "_params",
+        "_paths",
+        "_sought",
+        "cut_short",
+        "hops",
+        "own",
+        "target",
+    )
 
     def __init__(
         self,
@@ -62,9 +77,14 @@ class Lookup:
         paths: int = 1,
         beta: int | None = None,
         exhaust: int = 0,
+        limit: int = 0,
+        sought: bool = False,
     ) -> None:
         self.target = target
         self.own = own
+        self.cut_short = False  # enough was found before it came to its end
+        self._left = limit or 1 << 30
+        self._sought = sought
         self.hops = 0
         self._params = params
         self._beta = beta or params.beta
@@ -77,7 +97,7 @@ class Lookup:
 
     def _offer(self, contact: Contact, path: int, hops: int) -> None:
         distance = contact.key ^ self.target
-        if distance in self._candidates or contact.key == self.own:
+        if distance in self._candidates or contact.key == self.own or (self._sought and not distance):
             return
         ranked = self._paths[path].ranked
         if len(ranked) >= self._keep:
@@ -118,6 +138,10 @@ class Lookup:
                         break
                     if path.waiting >= window:
                         break
+                    if not self._left:
+                        path.done = not path.waiting
+                        break
+                    self._left -= 1
                     candidate.state = WAITING
                     path.waiting += 1
                     pending += 1
@@ -134,6 +158,7 @@ class Lookup:
 
     def stop(self) -> None:
         """End now: enough was found."""
+        self.cut_short = True
         for path in self._paths:
             path.done = True
 
@@ -172,11 +197,6 @@ class Lookup:
                 if len(found) >= count:
                     break
         return found
-
-    def named(self, key: int) -> Contact | None:
-        """The contact with that very key, as somebody named it."""
-        candidate = self._candidates.get(key ^ self.target)
-        return candidate.contact if candidate is not None else None
 
     def reached(self, radius: int, count: int) -> bool:
         """Whether ``count`` peers within ``radius`` are known and one has answered: the optimistic end of a store."""

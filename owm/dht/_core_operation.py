@@ -5,7 +5,10 @@ from __future__ import annotations
 from owm.dht._core_lookup import Lookup
 from owm.dht._core_types import Contact, Kind, Message, Result
 
-__all__ = ["FanOut", "Operation"]
+__all__ = ["FanOut", "Operation", "Whereabouts"]
+
+_MAX_NAMED = 32  # variants of a peer's addresses that are kept
+_MAX_PROBES = 8  # of them tried
 
 
 class FanOut:
@@ -43,6 +46,46 @@ class FanOut:
         return not self.pending and self._next >= len(self._targets)
 
 
+class Whereabouts:
+    """Where a sought peer is said to be, until it has answered there itself: whoever names it may be lying.
+
+    It is asked first at the addresses that most peers name, at two of them at once.
+    """
+
+    __slots__ = ("_named", "_tried", "open", "pending")
+
+    def __init__(self) -> None:
+        self.open = 0  # neither answered nor failed
+        self.pending = 0  # of them, not slow yet
+        self._named: dict[tuple[str, ...], tuple[Contact, int]] = {}  # with how many named it so
+        self._tried: set[tuple[str, ...]] = set()
+
+    def note(self, contact: Contact) -> None:
+        """A peer has named it."""
+        known = self._named.get(contact.addresses)
+        if known is not None:
+            self._named[contact.addresses] = (known[0], known[1] + 1)
+        elif contact.addresses and len(self._named) < _MAX_NAMED:
+            self._named[contact.addresses] = (contact, 1)
+
+    def names(self, address: str) -> bool:
+        """Whether somebody has named that address."""
+        return any(address in addresses for addresses in self._named)
+
+    def next_probe(self) -> Contact | None:
+        """Where to ask now; it counts as pending from here on."""
+        if self.pending >= 2 or len(self._tried) >= _MAX_PROBES:
+            return None
+        untried = [known for addresses, known in self._named.items() if addresses not in self._tried]
+        if not untried:
+            return None
+        contact = max(untried, key=lambda known: known[1])[0]
+        self._tried.add(contact.addresses)
+        self.open += 1
+        self.pending += 1
+        return contact
+
+
 class Operation:
     """The state of a running operation; the core moves it on."""
 
@@ -52,6 +95,7 @@ class Operation:
         "deadline",
         "fan_out",
         "first_seen",
+        "found",
         "id",
         "joins",
         "key",
@@ -69,6 +113,8 @@ class Operation:
         "stored_value",
         "strangers",
         "target",
+        "unsized",
+        "whereabouts",
     )
 
     def __init__(self, number: int, kind: Kind, key: bytes, target: int, now: float, deadline: float) -> None:
@@ -93,6 +139,9 @@ class Operation:
         self.providers: dict[bytes, tuple[Contact, int]] = {}  # with how many named it
         self.strangers = 0  # peers that answered and were new to the table
         self.joins = False  # the first look at the network: the rest of the table is filled next
+        self.found: Contact | None = None  # the sought peer, once it was reached
+        self.whereabouts = Whereabouts() if kind is Kind.FIND_PEER else None
+        self.unsized = False  # a region is wanted, and its size has to be learnt first
         self.split = False  # asks a remembered peer for a part of the network that we have lost
 
     def note_providers(self, providers: tuple[Contact, ...], cap: int) -> int:
@@ -119,7 +168,7 @@ class Operation:
         else:
             self.first_seen.append(holder)
 
-    def result(self, closest: list[Contact], peer: Contact | None, now: float) -> Result:
+    def result(self, closest: list[Contact], now: float) -> Result:
         providers: list[Contact] | None = None
         if self.kind is Kind.FIND_PROVIDERS:
             # Those whom most peers name come first: a lone liar's inventions come last.
@@ -128,7 +177,7 @@ class Operation:
         return Result(
             kind=self.kind,
             closest=closest,
-            peer=peer,
+            peer=self.found,
             value=self.best,
             providers=providers,
             stored=self.fan_out.answered if self.fan_out and self.kind in (Kind.PUT, Kind.PROVIDE) else 0,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from owm.dht._core_keyspace import MAX_PREFIX_BITS, preimage
+from owm.dht._core_keyspace import preimage
 from owm.dht._core_lookup import Lookup
 from owm.dht._core_operation import FanOut, Operation
-from owm.dht._core_state import CoreState, Query
+from owm.dht._core_state import CoreState, Query, Upkeep
 from owm.dht._core_types import (
     KEY_BITS,
     Contact,
@@ -19,23 +19,28 @@ from owm.dht._core_types import (
 
 __all__ = ["Operations"]
 
+_MERGE_SEEDS = 4  # remembered peers asked in one attempt to merge
+_RETRY_AFTER = 10.0  # seconds until what nobody took is offered again
+
 
 class Operations(CoreState):
     """What a peer can want of the DHT. Each ``start_`` returns the operation's number; a Done effect ends it."""
 
     def start_find_peer(self, peer: bytes, now: float) -> int:
-        """Look for a peer's addresses; ends as soon as somebody names it."""
+        """Look for a peer's addresses; ends as soon as it has answered at some that were named."""
         operation = self._operation(Kind.FIND_PEER, peer, now)
+        entry = self.table.get(operation.target)
+        if entry is not None and operation.whereabouts is not None:
+            operation.whereabouts.note(entry.contact)
         self._search(operation, peer, operation.target, MessageType.FIND_NODE)
         return self._begin(operation, now)
 
     def start_get(self, key: bytes, now: float, *, region: bool = False) -> int:
         """Look for the newest value under ``key``."""
         operation = self._operation(Kind.GET, key, now)
-        held = self.server.own.get(key) or self.server.records.get(key, now)
-        validity = self.validator(key, held) if held else None
-        if held and validity:
-            operation.best, operation.sequence = held, validity.sequence
+        held = self.server.value(key, now)
+        if held is not None:
+            operation.best, operation.sequence = held
         self._search_or_cover(operation, MessageType.GET_VALUE, region)
         return self._begin(operation, now)
 
@@ -53,7 +58,7 @@ class Operations(CoreState):
         """Store a value with the peers nearest to its key. ``own`` ones are kept here and stored again in time."""
         if own:
             self.server.own[key] = value
-            self.published[key] = (now + self.params.republish_interval, region)
+            self.published.setdefault(key, Upkeep(now, region)).due = now + self.params.republish_interval
         operation = self._operation(Kind.PUT, key, now)
         operation.stored_value = value
         self._search_or_cover(operation, MessageType.FIND_NODE, region)
@@ -61,7 +66,7 @@ class Operations(CoreState):
 
     def start_provide(self, key: bytes, now: float, *, region: bool = False) -> int:
         """Say that we provide ``key``, now and again in time."""
-        self.provided[key] = (now + self.params.reprovide_interval, region)
+        self.provided.setdefault(key, Upkeep(now, region)).due = now + self.params.reprovide_interval
         operation = self._operation(Kind.PROVIDE, key, now)
         self._search_or_cover(operation, MessageType.FIND_NODE, region)
         return self._begin(operation, now)
@@ -70,22 +75,33 @@ class Operations(CoreState):
         self.provided.pop(key, None)
 
     def start_bootstrap(self, seeds: Iterable[Contact], now: float) -> int:
-        """Look ourselves up, through the table, ``seeds`` and the peers remembered."""
+        """Look ourselves up, through ``seeds`` and, apart from these, through the table and the peers remembered.
+
+        ``seeds``, the most trusted first, are whoever is connected; that may be attackers who were there first after a
+        restart. So those known from before get half of the places, and a path of their own (D2).
+        """
         operation = self._operation(Kind.REFRESH, self.contact.id, now)
-        known = {contact.id: contact for contact in seeds}
-        for contact in (*self.table.nearest(self.contact.key, self.params.k), *self.memory.contacts()):
-            if len(known) < 2 * self.params.k:
-                known.setdefault(contact.id, contact)
+        k = self.params.k
+        offered = list({contact.id: contact for contact in seeds}.values())
+        names = {contact.id for contact in offered[:k]}
+        known = [*self.table.nearest(self.contact.key, k // 2), *self.memory.contacts()]
+        anchors = [c for c in {c.id: c for c in known}.values() if c.id not in names][: max(k, 2 * k - len(offered))]
+        offered = offered[: 2 * k - len(anchors)]
+        paths = 2 if offered and anchors else 1
+        mixed = [*offered, *anchors]
+        if paths == 2:  # the paths are dealt their seeds in turn
+            common = min(len(offered), len(anchors))
+            mixed = [one for pair in zip(offered, anchors, strict=False) for one in pair]
+            mixed += offered[common:] + anchors[common:]
         # All of our neighbourhood shall know us, so all of it is asked.
-        seeds = list(known.values())
-        self._search(operation, self.contact.id, self.contact.key, MessageType.FIND_NODE, seeds, beta=self.params.k)
+        self._search(operation, self.contact.id, self.contact.key, MessageType.FIND_NODE, mixed, beta=k, paths=paths)
         operation.joins = True
         return self._begin(operation, now)
 
     def start_refresh(self, bucket: int, now: float) -> int:
         """Look for peers that share ``bucket`` leading bits with us and not the next."""
-        bits = min(bucket + 1, MAX_PREFIX_BITS)
-        flipped = self.contact.key ^ (1 << (KEY_BITS - 1 - min(bucket, MAX_PREFIX_BITS - 1)))
+        bits = min(bucket + 1, self.prefix_bits)
+        flipped = self.contact.key ^ (1 << (KEY_BITS - bits))
         key = preimage(flipped, bits)
         operation = self._operation(Kind.REFRESH, key, now)
         self._search(operation, key, operation.target, MessageType.FIND_NODE)
@@ -97,14 +113,13 @@ class Operations(CoreState):
         When it lives in a part of the network that we have lost, its neighbours are strangers to us: the lookup makes
         both sides know each other, and theirs spread it on.
         """
-        strangers = [contact for contact in self.memory.contacts() if contact.key not in self.table]
-        if not strangers:
+        seeds = [c for c in self.memory.sample(self.random, 2 * _MERGE_SEEDS) if c.key not in self.table]
+        if not seeds:
             return None
         operation = self._operation(Kind.REFRESH, self.contact.id, now)
         operation.split = True
         self.merges += 1
-        seeds = self.random.sample(strangers, min(3, len(strangers)))
-        self._search(operation, self.contact.id, self.contact.key, MessageType.FIND_NODE, seeds)
+        self._search(operation, self.contact.id, self.contact.key, MessageType.FIND_NODE, seeds[:_MERGE_SEEDS])
         return self._begin(operation, now)
 
     def _operation(self, kind: Kind, key: bytes, now: float) -> Operation:
@@ -124,13 +139,25 @@ class Operations(CoreState):
         *,
         exhaust: int = 0,
         beta: int | None = None,
+        paths: int = 0,
+        limit: int = 0,
     ) -> None:
         params = self.params
         if seeds is None:
             seeds = self.table.nearest(target, params.k)
-        many = exhaust or operation.kind in (Kind.GET, Kind.FIND_PROVIDERS)
-        paths = params.paths if many else 1
-        lookup = Lookup(target, seeds, params, own=self.contact.key, paths=paths, exhaust=exhaust, beta=beta)
+        if not paths:
+            paths = params.paths if exhaust or operation.kind in (Kind.GET, Kind.FIND_PROVIDERS) else 1
+        lookup = Lookup(
+            target,
+            seeds,
+            params,
+            own=self.contact.key,
+            paths=paths,
+            exhaust=exhaust,
+            beta=beta,
+            limit=limit,
+            sought=operation.kind is Kind.FIND_PEER,
+        )
         operation.lookups.append(lookup)
         operation.messages.append(self._ask(kind, key))
         self.lookups += 1
@@ -144,16 +171,26 @@ class Operations(CoreState):
         if not region:
             self._search(operation, operation.key, operation.target, kind)
             return
+        if self.size.size is None:
+            # Without it the region could be half of the network. Some point tells; at the key there may be a crowd.
+            operation.unsized = True
+            point = b"\x12\x20" + self.random.randbytes(32)
+            self._search(operation, point, key_of(point), MessageType.FIND_NODE, paths=1)
+        else:
+            self._cover(operation)
+
+    def _cover(self, operation: Operation) -> None:
         params = self.params
         size = max(self.size.size or 0.0, float(len(self.table)), 1.0)
         operation.radius = min(int((1 << 53) * min(1.0, params.region_size / size)) << (KEY_BITS - 53), 1 << KEY_BITS)
         step = operation.radius // params.region_parts
-        self._search(operation, operation.key, operation.target, MessageType.FIND_NODE, exhaust=step)
-        if size > params.region_size:
-            bits = min(MAX_PREFIX_BITS, KEY_BITS - step.bit_length() + 1)
-            for part in range(1, params.region_parts):
-                key = preimage(operation.target ^ (part * step + (step >> 1)), bits)
-                self._search(operation, key, key_of(key), MessageType.FIND_NODE, exhaust=step)
+        parts = params.region_parts if size > params.region_size else 1
+        limit = params.region_queries // (2 * parts)
+        self._search(operation, operation.key, operation.target, MessageType.FIND_NODE, exhaust=step, limit=limit)
+        bits = min(self.prefix_bits, KEY_BITS - step.bit_length() + 1)
+        for part in range(1, parts):
+            key = preimage(operation.target ^ (part * step + (step >> 1)), bits)
+            self._search(operation, key, key_of(key), MessageType.FIND_NODE, exhaust=step, limit=limit)
 
     def _begin(self, operation: Operation, now: float) -> int:
         self.table.touch(operation.target, now)
@@ -171,7 +208,21 @@ class Operations(CoreState):
                 for candidate in lookup.next_queries():
                     self._send(Query(candidate.contact, operation, lookup, candidate), message, now)
                 ended = lookup.ended and ended
+            whereabouts = operation.whereabouts
+            if whereabouts is not None:
+                while (contact := whereabouts.next_probe()) is not None:
+                    self._send(Query(contact, operation, probe=True), operation.messages[0], now)
+                ended = ended and not whereabouts.open
             if not ended and not self._near_enough(operation):
+                return
+            if operation.unsized:
+                operation.unsized = False
+                operation.messages.clear()
+                for lookup in operation.lookups:
+                    self.size.note(lookup.target, lookup.nearest(self.params.k, answered=False))
+                operation.lookups.clear()
+                self._cover(operation)
+                self._advance(operation, now)
                 return
             if not self._start_fan_out(operation):
                 self._finish(operation, now)
@@ -185,7 +236,7 @@ class Operations(CoreState):
 
     def _near_enough(self, operation: Operation) -> bool:
         """Optimistic end of an ordinary store: as many peers as wanted are known about where the k nearest lie."""
-        if operation.kind not in (Kind.PUT, Kind.PROVIDE) or operation.radius:
+        if operation.kind not in (Kind.PUT, Kind.PROVIDE) or operation.radius or operation.unsized:
             return False
         size = self.size.size
         if size is None:
@@ -206,18 +257,36 @@ class Operations(CoreState):
         else:
             return False
         if operation.radius:
-            inside: dict[bytes, Contact] = {}
-            for lookup in operation.lookups:
-                for contact in lookup.nearest(1024, answered=False):
-                    if contact.key ^ operation.target < operation.radius:
-                        inside[contact.id] = contact
-            targets, wanted = list(inside.values()), None
+            targets, wanted = self._inside(operation), None
             if not targets:
                 targets = operation.lookups[0].nearest(self.params.k, answered=False)
         else:
             targets, wanted = operation.lookups[0].nearest(2 * self.params.k, answered=False), self.params.k
         operation.fan_out = FanOut(message, targets, wanted)
         return True
+
+    def _inside(self, operation: Operation) -> list[Contact]:
+        """Whom to ask in the region: all, or when they are too many as many of each part, for Sybils crowd in one."""
+        inside: dict[bytes, Contact] = {}
+        for lookup in operation.lookups:
+            for contact in lookup.nearest(1024, answered=False):
+                if contact.key ^ operation.target < operation.radius:
+                    inside[contact.id] = contact
+        most = self.params.region_queries // 2
+        if len(inside) <= most:
+            return list(inside.values())
+        step = operation.radius // self.params.region_parts
+        parts: dict[int, list[Contact]] = {}
+        for contact in inside.values():
+            parts.setdefault((contact.key ^ operation.target) // step, []).append(contact)
+        for part in parts.values():
+            self.random.shuffle(part)
+        chosen: list[Contact] = []
+        while len(chosen) < most:
+            for part in parts.values():
+                if part:
+                    chosen.append(part.pop())
+        return chosen
 
     def _finish(self, operation: Operation, now: float) -> None:
         del self.operations[operation.id]
@@ -226,9 +295,10 @@ class Operations(CoreState):
         if operation.lookups:
             lookup = operation.lookups[0]
             closest = lookup.nearest(count, answered=True)
-            if not operation.radius and not operation.split:
+            if not operation.radius and not operation.split and not lookup.cut_short:
                 self.size.note(lookup.target, lookup.nearest(count, answered=False))
-        peer = self._found_peer(operation) if operation.kind is Kind.FIND_PEER else None
+        if operation.target == self.contact.key and operation.kind is Kind.FIND_PEER:
+            operation.found = self.contact
         if operation.kind is Kind.GET and operation.best is not None and operation.sequence >= 0:
             message = self._ask(MessageType.PUT_VALUE, operation.key, operation.best)
             for contact in operation.outdated[:5]:
@@ -238,15 +308,20 @@ class Operations(CoreState):
                 self.start_refresh(bucket, now)
         if operation.split and operation.strangers * 2 > max(1, len(closest)):
             self.splits += 1
-        self._effects.append(Done(operation.id, operation.result(closest, peer, now)))
+        result = operation.result(closest, now)
+        if operation.kind in (Kind.PUT, Kind.PROVIDE):
+            self._note_stored(operation, result.stored, now)
+        self._effects.append(Done(operation.id, result))
 
-    def _found_peer(self, operation: Operation) -> Contact | None:
-        if operation.target == self.contact.key:
-            return self.contact
-        entry = self.table.get(operation.target)
-        if entry is not None and entry.contact.addresses and not entry.failures:
-            return entry.contact
-        named = operation.lookups[0].named(operation.target) if operation.lookups else None
-        if named is not None and named.addresses:
-            return named
-        return entry.contact if entry is not None and entry.contact.addresses else None
+    def _note_stored(self, operation: Operation, stored: int, now: float) -> None:
+        """What nobody took is offered again soon: after ten seconds, then after twice as long each time."""
+        ours = self.provided if operation.kind is Kind.PROVIDE else self.published
+        upkeep = ours.get(operation.key)
+        if upkeep is None:
+            return
+        if stored:
+            upkeep.tries = 0
+            return
+        upkeep.due = min(upkeep.due, now + _RETRY_AFTER * 2.0 ** min(upkeep.tries, 16))
+        upkeep.tries += 1
+        self._maintain_at = min(self._maintain_at, upkeep.due)

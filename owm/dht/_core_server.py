@@ -7,7 +7,7 @@ from random import Random
 from owm.dht._core_guards import QueryQuota
 from owm.dht._core_stores import ProviderStore, RecordStore
 from owm.dht._core_table import RoutingTable
-from owm.dht._core_types import Contact, DhtParams, GroupOf, Message, MessageType, Validator, key_of
+from owm.dht._core_types import Connected, Contact, DhtParams, Message, MessageType, Validator, key_of
 
 __all__ = ["QueryRefused", "Server"]
 
@@ -29,7 +29,18 @@ class QueryRefused(Exception):
 class Server:
     """The half of a peer that answers."""
 
-    __slots__ = ("_params", "_quota", "_random", "_table", "_validator", "contact", "own", "providers", "records")
+    __slots__ = (
+        "_connected",
+        "_params",
+        "_quota",
+        "_random",
+        "_table",
+        "_validator",
+        "contact",
+        "own",
+        "providers",
+        "records",
+    )
 
     def __init__(
         self,
@@ -38,41 +49,58 @@ class Server:
         params: DhtParams,
         random: Random,
         validator: Validator,
-        group_of: GroupOf | None,
+        connected: Connected | None,
     ) -> None:
         self.contact = contact
         self.own: dict[bytes, bytes] = {}  # our own records: never evicted, never counted with the others' (D9)
         self.records = RecordStore(contact.key, params)
-        self.providers = ProviderStore(params, group_of)
+        self.providers = ProviderStore(contact.key, params)
         self._table = table
         self._params = params
         self._random = random
         self._validator = validator
+        self._connected = connected
         self._quota = QueryQuota(params.query_rate, params.query_burst)
 
-    def answer(self, peer: bytes, message: Message, provides: bool, now: float) -> Message | None:
+    def admit(self, peer: bytes, now: float) -> None:
+        """Count a query against its peer's quota; raises QueryRefused. Needs nothing of the message."""
+        if not self._quota.admits(peer, now):
+            raise QueryRefused("more queries than the quota allows", "excess")
+
+    def value(self, key: bytes, now: float) -> tuple[bytes, int] | None:
+        """The newest value that we have under a key, our own or held for others, with its sequence number."""
+        held = self.records.find(key, now)
+        own = self.own.get(key)
+        if own is not None:
+            validity = self._validator(key, own)  # it may have expired since it was published
+            if validity is not None and not validity.expired and (held is None or validity.sequence >= held[1]):
+                return own, validity.sequence
+        return held
+
+    def answer(
+        self, peer: bytes, message: Message, provides: bool, groups: tuple[str, ...], now: float
+    ) -> Message | None:
         """The response, or None where the protocol has none (ADD_PROVIDER).
 
         Args:
-            peer: who asks, authenticated.
+            peer: who asks, authenticated and admitted.
             provides: whether we ourselves provide the message's key.
+            groups: the subnet groups that the peer counts under.
 
         Raises:
             QueryRefused: no response; reset the stream.
         """
         params = self._params
-        if not self._quota.admits(peer, now):
-            raise QueryRefused("more queries than the quota allows", "excess")
         kind, key = message.type, message.key
         if kind is MessageType.PING:
             return Message(kind, key)
         if not key or len(key) > params.max_key:
             raise QueryRefused(f"a key of {len(key)} bytes", "invalid")
         if kind is MessageType.FIND_NODE:
-            return Message(kind, key, closer=self._closer(peer, key))
+            return Message(kind, key, closer=self._closer(peer, key, exact=True))
         if kind is MessageType.GET_VALUE:
-            value = self.own.get(key) or self.records.get(key, now)
-            return Message(kind, key, value, closer=self._closer(peer, key))
+            found = self.value(key, now)
+            return Message(kind, key, found[0] if found is not None else None, closer=self._closer(peer, key))
         if kind is MessageType.GET_PROVIDERS:
             providers = self.providers.get(key, _PROVIDERS_PER_ANSWER, self._random, now)
             if provides:
@@ -83,15 +111,21 @@ class Server:
             provider = next((c for c in message.providers if c.id == peer), None)
             if provider is None:
                 raise QueryRefused("a provider record about another peer", "invalid")
-            self.providers.add(key, provider, now)
+            self.providers.add(key, provider, groups, now)
             return None
         return self._put(peer, message, now)
 
-    def _closer(self, peer: bytes, key: bytes) -> tuple[Contact, ...]:
+    def _closer(self, peer: bytes, key: bytes, *, exact: bool = False) -> tuple[Contact, ...]:
+        """The nearest peers of the table. ``exact``: the peer of that very id comes first if we are connected to it."""
         target = key_of(key)
         found = self._table.nearest(target, self._params.k, without=key_of(peer))
+        sought: Contact | None = None
         if target == self.contact.key:
-            return (self.contact, *found[:-1]) if len(found) >= self._params.k else (self.contact, *found)
+            sought = self.contact
+        elif exact and self._connected is not None and key != peer and (not found or found[0].id != key):
+            sought = self._connected(key)  # a client is in nobody's table, yet it may be asked for
+        if sought is not None:
+            return (sought, *found[: self._params.k - 1])
         return tuple(found)
 
     def _put(self, peer: bytes, message: Message, now: float) -> Message:
@@ -101,6 +135,8 @@ class Server:
         validity = self._validator(message.key, value)
         if validity is None:
             raise QueryRefused("the value is not valid under its key", "invalid")
+        if validity.expired:
+            raise QueryRefused("the value has expired")
         if message.key in self.own:
             mine = self._validator(message.key, self.own[message.key])
             if mine is not None and mine.sequence > validity.sequence:

@@ -6,12 +6,13 @@ from collections import deque
 from random import Random
 
 from owm.dht._core_guards import PeerMemory, Reputation, check_proof
-from owm.dht._core_keyspace import SizeEstimator
+from owm.dht._core_keyspace import MAX_PREFIX_BITS, SizeEstimator
 from owm.dht._core_lookup import Candidate, Lookup
 from owm.dht._core_operation import FanOut, Operation
 from owm.dht._core_server import Server
 from owm.dht._core_table import RoutingTable
 from owm.dht._core_types import (
+    Connected,
     Contact,
     DhtParams,
     Effect,
@@ -23,7 +24,7 @@ from owm.dht._core_types import (
     Validator,
 )
 
-__all__ = ["MAINTENANCE", "CoreState", "Query"]
+__all__ = ["MAINTENANCE", "CoreState", "Query", "Upkeep"]
 
 MAINTENANCE = 60.0  #: seconds between rounds of upkeep
 _NEVER = float("inf")
@@ -32,7 +33,7 @@ _NEVER = float("inf")
 class Query:
     """A query in flight, and what it is for."""
 
-    __slots__ = ("candidate", "contact", "fan_out", "lookup", "operation", "slow")
+    __slots__ = ("candidate", "contact", "fan_out", "lookup", "operation", "probe", "slow")
 
     def __init__(
         self,
@@ -41,13 +42,26 @@ class Query:
         lookup: Lookup | None = None,
         candidate: Candidate | None = None,
         fan_out: FanOut | None = None,
+        probe: bool = False,
     ) -> None:
         self.contact = contact
         self.operation = operation
         self.lookup = lookup
         self.candidate = candidate
         self.fan_out = fan_out
+        self.probe = probe  # asks the sought peer itself
         self.slow = False
+
+
+class Upkeep:
+    """When something of ours is stored again, and whether in all of its region."""
+
+    __slots__ = ("due", "region", "tries")
+
+    def __init__(self, due: float, region: bool) -> None:
+        self.due = due
+        self.region = region
+        self.tries = 0  # in a row that nobody took it
 
 
 class CoreState:
@@ -59,6 +73,7 @@ class CoreState:
         random: the source of all chance.
         validator: judges the values that we store and that we are given.
         group_of: the subnet group of an address, None for exempt ones; without it diversity is off.
+        connected: where a peer listens that is connected to us, so that clients can be found too.
         network: what the puzzle is bound to.
         proof: our answer to the puzzle, where there is one.
     """
@@ -71,6 +86,7 @@ class CoreState:
         validator: Validator,
         *,
         group_of: GroupOf | None = None,
+        connected: Connected | None = None,
         network: str = "",
         proof: bytes = b"",
     ) -> None:
@@ -81,14 +97,15 @@ class CoreState:
         self.network = network
         self.proof = proof
         self.table = RoutingTable(contact.key, params, group_of)
-        self.server = Server(contact, self.table, params, random, validator, group_of)
+        self.server = Server(contact, self.table, params, random, validator, connected)
         self.memory = PeerMemory(params, group_of)
         self.reputation = Reputation(params)
         self.size = SizeEstimator(params.k)
         self.operations: dict[int, Operation] = {}
-        self.provided: dict[bytes, tuple[float, bool]] = {}  # key: (when to provide again, in its region)
-        self.published: dict[bytes, tuple[float, bool]] = {}  # the same for our own records
+        self.provided: dict[bytes, Upkeep] = {}
+        self.published: dict[bytes, Upkeep] = {}  # our own records
         self.dialled_by: set[str] = set()
+        self.prefix_bits = MAX_PREFIX_BITS  # for which keys of a given prefix are at hand, see the keyspace module
         self.lookups = self.sent = self.failed = self.served = self.merges = self.splits = 0
         self._effects: list[Effect] = []
         self._queries: dict[int, Query] = {}
@@ -97,6 +114,7 @@ class CoreState:
         self._ends: deque[tuple[float, int]] = deque()
         self._next = 0
         self._verifying: set[bytes] = set()
+        self._answered_at = -_NEVER  # when anybody answered last
         self._maintain_at = random.uniform(0.5, 1.0) * MAINTENANCE
         self._sweep_at = params.sweep_interval
         self._merge_at = random.uniform(0.5, 1.5) * params.merge_interval
@@ -143,39 +161,46 @@ class CoreState:
         self._verifying.add(contact.id)
         self._send(Query(contact, None), self._ask(MessageType.FIND_NODE, self.contact.id), now)
 
-    def meet(self, contact: Contact, now: float) -> None:
+    def meet(self, contact: Contact, now: float, observed: str | None = None) -> None:
         """A connected peer is said to serve the DHT: check that it does, if the table would take it."""
-        if contact.key not in self.table and self._welcome(contact, now) and not self._verifying:
+        if contact.key not in self.table and self._welcome(contact, observed, now) and not self._verifying:
             self.verify(contact, now)
 
-    def _welcome(self, contact: Contact, now: float) -> bool:
-        return self.table.has_room(contact) and self.reputation.admits(self.table.groups_of(contact), now)
+    def _welcome(self, contact: Contact, observed: str | None, now: float) -> bool:
+        groups = self.table.groups_of(contact, observed)
+        return self.table.has_room(contact, groups) and self.reputation.admits(groups, now)
 
-    def _enter(self, contact: Contact, message: Message | None, now: float) -> bool:
-        """A peer has answered us; returns whether it is new to the table."""
+    def _enter(self, contact: Contact, message: Message | None, observed: str | None, now: float) -> bool:
+        """A peer has answered us; returns whether it is new to the table.
+
+        What it says of itself is where others are told to find it, and never whom it counts with: that is where it was
+        seen, or at least dialled.
+        """
+        dialled = contact
         sender = message.sender if message is not None else None
         if sender is not None and sender is not contact and sender.id == contact.id and sender.addresses:
             contact = sender  # what it says of itself counts more than what others said
         if not contact.addresses:
             return False
         if contact.key in self.table:
-            self.table.heard(contact, now)
+            same = observed is None and contact is dialled
+            self.table.heard(contact, now, None if same else self.table.groups_of(dialled, observed))
             return False
         if self.params.puzzle_bits:
             proof = message.proof if message is not None else b""
             if not check_proof(self.network, contact.id, proof, self.params.puzzle_bits):
                 return False
-        groups = self.table.groups_of(contact)
-        if (groups and not self.reputation.admits(groups, now)) or not self.table.heard(contact, now):
+        groups = self.table.groups_of(dialled, observed)
+        if (groups and not self.reputation.admits(groups, now)) or not self.table.heard(contact, now, groups):
             return False
         if groups:
             self.reputation.entered(groups, now)
         self.memory.forget(contact.id)
         return True
 
-    def _blame(self, contact: Contact, reason: str, now: float) -> None:
+    def _blame(self, contact: Contact, observed: str | None, reason: str, now: float) -> None:
         self.table.remove(contact.key)
-        self.reputation.blame(self.table.groups_of(contact), 5.0, now)
+        self.reputation.blame(self.table.groups_of(contact, observed), 5.0, now)
         self._effects.append(Misbehaved(contact.id, reason))
 
     def _ask(self, kind: MessageType, key: bytes, value: bytes | None = None) -> Message:

@@ -3,13 +3,47 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
+from collections.abc import Collection
+from heapq import heapify, heappop, heappush
 from random import Random
+from typing import TypeVar
 
-from owm.dht._core_types import Contact, DhtParams, GroupOf, Validity, key_of
+from owm.dht._core_types import Contact, DhtParams, Validity, key_of
 
 __all__ = ["ProviderStore", "RecordStore"]
 
 _HIGHEST_KEPT = 16_384
+_SWEEP_GAP = 10.0  # seconds between two looks at everything because the store is full
+
+_Key = TypeVar("_Key", bytes, str)
+
+
+class _ByDistance:
+    """Which of the keys held lies farthest from us, without looking at all of them."""
+
+    __slots__ = ("_heap", "_own_key")
+
+    def __init__(self, own_key: int) -> None:
+        self._own_key = own_key
+        self._heap: list[tuple[int, bytes]] = []
+
+    def distance(self, key: bytes) -> int:
+        return key_of(key) ^ self._own_key
+
+    def add(self, key: bytes, held: Collection[bytes]) -> None:
+        """A key is held from now on; keys that are not held any longer are left in until they are in the way."""
+        heappush(self._heap, (-self.distance(key), key))
+        if len(self._heap) > 2 * len(held) + 64:
+            self._heap = [(-self.distance(key), key) for key in held]
+            heapify(self._heap)
+
+    def farthest(self, held: Collection[bytes]) -> bytes | None:
+        while self._heap:
+            key = self._heap[0][1]
+            if key in held:
+                return key
+            heappop(self._heap)
+        return None
 
 
 class _Held:
@@ -29,10 +63,10 @@ class RecordStore:
     number of a key outlives its value, so an old record cannot be replayed once the new one has expired (D16).
     """
 
-    __slots__ = ("_by_holder", "_bytes", "_highest", "_items", "_own_key", "_params")
+    __slots__ = ("_by_distance", "_by_holder", "_bytes", "_highest", "_items", "_params")
 
     def __init__(self, own_key: int, params: DhtParams) -> None:
-        self._own_key = own_key
+        self._by_distance = _ByDistance(own_key)
         self._params = params
         self._items: dict[bytes, _Held] = {}
         self._by_holder: Counter[bytes] = Counter()
@@ -65,6 +99,7 @@ class RecordStore:
         if not self._make_room(key, len(value), now):
             return False
         self._items[key] = _Held(value, validity.sequence, now + ttl, holder)
+        self._by_distance.add(key, self._items)
         self._by_holder[holder] += 1
         self._bytes += len(value)
         self._highest[key] = validity.sequence
@@ -82,10 +117,8 @@ class RecordStore:
         if full():
             self.sweep(now)
         while full():
-            if not self._items:
-                return False
-            farthest = max(self._items, key=lambda held: key_of(held) ^ self._own_key)
-            if key_of(key) ^ self._own_key >= key_of(farthest) ^ self._own_key:
+            farthest = self._by_distance.farthest(self._items)
+            if farthest is None or self._by_distance.distance(key) >= self._by_distance.distance(farthest):
                 return False
             self._drop(farthest)
         return True
@@ -93,18 +126,21 @@ class RecordStore:
     def _drop(self, key: bytes) -> None:
         held = self._items.pop(key)
         self._bytes -= len(held.value)
-        self._by_holder[held.holder] -= 1
-        if not self._by_holder[held.holder]:
-            del self._by_holder[held.holder]
+        _decrease(self._by_holder, held.holder)
 
     def get(self, key: bytes, now: float) -> bytes | None:
+        found = self.find(key, now)
+        return found[0] if found is not None else None
+
+    def find(self, key: bytes, now: float) -> tuple[bytes, int] | None:
+        """The value and its sequence number, unless it has expired."""
         held = self._items.get(key)
         if held is None:
             return None
         if held.expires <= now:
             self._drop(key)
             return None
-        return held.value
+        return held.value, held.sequence
 
     def sweep(self, now: float) -> None:
         """Drop what has expired."""
@@ -112,58 +148,84 @@ class RecordStore:
             self._drop(key)
 
 
+class _Providing:
+    __slots__ = ("contact", "expires", "groups")
+
+    def __init__(self, contact: Contact, groups: tuple[str, ...], expires: float) -> None:
+        self.contact = contact
+        self.groups = groups
+        self.expires = expires
+
+
 class ProviderStore:
-    """Providers by key. The oldest that renew stay; newcomers to a full key are refused (D7)."""
+    """Providers by key. The oldest that renew stay; newcomers to a full key are refused (D7).
 
-    __slots__ = ("_by_peer", "_group_of", "_keys", "_params", "_size")
+    When there are too many keys, the one farthest from us makes room, as with values: nobody closes the store by
+    filling it. Peers, and subnet groups, are bounded in how much they register.
+    """
 
-    def __init__(self, params: DhtParams, group_of: GroupOf | None) -> None:
+    __slots__ = ("_by_distance", "_by_group", "_by_peer", "_keys", "_params", "_size", "_sweep_at")
+
+    def __init__(self, own_key: int, params: DhtParams) -> None:
+        self._by_distance = _ByDistance(own_key)
         self._params = params
-        self._group_of = group_of
-        self._keys: dict[bytes, dict[bytes, tuple[Contact, float]]] = {}
+        self._keys: dict[bytes, dict[bytes, _Providing]] = {}
         self._by_peer: Counter[bytes] = Counter()
+        self._by_group: Counter[str] = Counter()
         self._size = 0
+        self._sweep_at = 0.0
 
     def __len__(self) -> int:
         return self._size
 
-    def add(self, key: bytes, provider: Contact, now: float) -> bool:
-        """Note or renew a provider; False when a cap refuses it."""
+    def add(self, key: bytes, provider: Contact, groups: tuple[str, ...], now: float) -> bool:
+        """Note or renew a provider that counts under these subnet groups; False when a cap refuses it."""
         params = self._params
         providers = self._keys.get(key)
+        known = providers.get(provider.id) if providers is not None else None
+        if known is not None:
+            known.contact, known.expires = provider, now + params.provider_ttl
+            return True
+        if providers is not None and len(providers) >= params.providers_per_key:
+            self._expire(key, providers, now)
+            providers = self._keys.get(key)
+        if self._by_peer[provider.id] >= params.keys_per_provider:
+            return False
+        if any(self._by_group[group] >= params.keys_per_group for group in groups):
+            return False
         if providers is None:
-            if self._by_peer[provider.id] >= params.keys_per_provider:
+            if not self._make_room(key, now):
                 return False
-            if len(self._keys) >= params.max_provided_keys:
-                self.sweep(now)
-                if len(self._keys) >= params.max_provided_keys:
-                    return False
             providers = self._keys[key] = {}
-        if provider.id not in providers:
-            if len(providers) >= params.providers_per_key:
-                self._expire(key, providers, now)
-                providers = self._keys.setdefault(key, providers)
-                if len(providers) >= params.providers_per_key:
-                    return False
-            if self._by_peer[provider.id] >= params.keys_per_provider or not self._is_diverse(providers, provider):
-                if not providers:
-                    del self._keys[key]
-                return False
-            self._by_peer[provider.id] += 1
-            self._size += 1
-        providers[provider.id] = (provider, now + params.provider_ttl)
+            self._by_distance.add(key, self._keys)
+        elif len(providers) >= params.providers_per_key or not self._is_diverse(providers, groups):
+            return False
+        providers[provider.id] = _Providing(provider, groups, now + params.provider_ttl)
+        self._by_peer[provider.id] += 1
+        self._by_group.update(groups)
+        self._size += 1
         return True
 
-    def _is_diverse(self, providers: dict[bytes, tuple[Contact, float]], provider: Contact) -> bool:
-        if self._group_of is None or len(providers) < self._params.providers_per_group:
+    def _make_room(self, key: bytes, now: float) -> bool:
+        """Room for one more key; False when all that are held are nearer to us."""
+        most = self._params.max_provided_keys
+        if len(self._keys) >= most and now >= self._sweep_at:
+            self._sweep_at = now + _SWEEP_GAP
+            self.sweep(now)
+        if len(self._keys) < most:
             return True
-        group_of = self._group_of
-        groups = {group for address in provider.addresses if (group := group_of(address)) is not None}
-        return all(
-            sum(any(group_of(a) == group for a in held.addresses) for held, _ in providers.values())
-            < self._params.providers_per_group
-            for group in groups
-        )
+        farthest = self._by_distance.farthest(self._keys)
+        if farthest is None or self._by_distance.distance(key) >= self._by_distance.distance(farthest):
+            return False
+        for peer in list(self._keys[farthest]):
+            self._drop(farthest, peer)
+        return True
+
+    def _is_diverse(self, providers: dict[bytes, _Providing], groups: tuple[str, ...]) -> bool:
+        most = self._params.providers_per_group
+        if not groups or len(providers) < most:
+            return True
+        return all(sum(group in held.groups for held in providers.values()) < most for group in groups)
 
     def get(self, key: bytes, count: int, random: Random, now: float) -> list[Contact]:
         """A random sample of the providers that have not expired."""
@@ -171,20 +233,30 @@ class ProviderStore:
         if not providers:
             return []
         self._expire(key, providers, now)
-        live = [contact for contact, _ in providers.values()]
+        live = [held.contact for held in providers.values()]
         return live if len(live) <= count else random.sample(live, count)
 
-    def _expire(self, key: bytes, providers: dict[bytes, tuple[Contact, float]], now: float) -> None:
-        for peer in [peer for peer, (_, expires) in providers.items() if expires <= now]:
-            del providers[peer]
-            self._size -= 1
-            self._by_peer[peer] -= 1
-            if not self._by_peer[peer]:
-                del self._by_peer[peer]
+    def _drop(self, key: bytes, peer: bytes) -> None:
+        providers = self._keys[key]
+        held = providers.pop(peer)
+        self._size -= 1
+        _decrease(self._by_peer, peer)
+        for group in held.groups:
+            _decrease(self._by_group, group)
         if not providers:
-            self._keys.pop(key, None)
+            del self._keys[key]
+
+    def _expire(self, key: bytes, providers: dict[bytes, _Providing], now: float) -> None:
+        for peer in [peer for peer, held in providers.items() if held.expires <= now]:
+            self._drop(key, peer)
 
     def sweep(self, now: float) -> None:
         """Drop what has expired."""
         for key, providers in list(self._keys.items()):
             self._expire(key, providers, now)
+
+
+def _decrease(counter: Counter[_Key], key: _Key) -> None:
+    counter[key] -= 1
+    if not counter[key]:
+        del counter[key]

@@ -22,11 +22,12 @@ _ONION_FLOOR = 3  # small tables still take some onion peers
 class Entry:
     """A peer of the table."""
 
-    __slots__ = ("contact", "failures", "groups", "seen")
+    __slots__ = ("contact", "failures", "groups", "seen", "since")
 
     def __init__(self, contact: Contact, groups: tuple[str, ...], now: float) -> None:
         self.contact = contact
         self.groups = groups
+        self.since = now  # when it entered
         self.seen = now
         self.failures = 0
 
@@ -61,14 +62,23 @@ class RoutingTable:
         index = KEY_BITS - (self.key ^ key).bit_length()
         return self._buckets[index].get(key) if index < len(self._buckets) else None
 
-    def groups_of(self, contact: Contact) -> tuple[str, ...]:
-        """The distinct subnet groups of a contact's addresses, exempt ones left out."""
-        if self.group_of is None:
-            return ()
-        return tuple({group for address in contact.addresses if (group := self.group_of(address)) is not None})
+    def groups_of(self, contact: Contact, observed: str | None = None) -> tuple[str, ...]:
+        """The distinct subnet groups that a peer counts under, exempt ones left out.
 
-    def has_room(self, contact: Contact) -> bool:
-        """Whether a newcomer would be taken: worth asking before it is verified."""
+        That is the group of ``observed``, the far end of its connection: it alone cannot be made up. The addresses that
+        the contact names count where nothing was observed, as before it is dialled at them.
+        """
+        return self.groups_at(contact.addresses if observed is None else (observed,))
+
+    def groups_at(self, addresses: tuple[str, ...]) -> tuple[str, ...]:
+        """The distinct groups of some addresses."""
+        group_of = self.group_of
+        if group_of is None:
+            return ()
+        return tuple({group for address in addresses if (group := group_of(address)) is not None})
+
+    def has_room(self, contact: Contact, groups: tuple[str, ...]) -> bool:
+        """Whether a newcomer of these groups would be taken: worth asking before it is verified."""
         index = self.bucket_index(contact.key)
         if index >= KEY_BITS:
             return False
@@ -77,7 +87,7 @@ class RoutingTable:
             return False
         if len(bucket) >= self._params.k and not (self._failing and any(e.failures for e in bucket.values())):
             return False
-        return self._is_diverse(bucket, self.groups_of(contact))
+        return self._is_diverse(bucket, groups)
 
     def _is_diverse(self, bucket: dict[int, Entry], groups: tuple[str, ...]) -> bool:
         for group in groups:
@@ -91,8 +101,11 @@ class RoutingTable:
                 return False
         return True
 
-    def heard(self, contact: Contact, now: float) -> bool:
-        """A peer has answered us; it enters, or its entry is renewed. Returns whether it entered just now."""
+    def heard(self, contact: Contact, now: float, groups: tuple[str, ...] | None = None) -> bool:
+        """A peer has answered us; it enters, or its entry is renewed. Returns whether it entered just now.
+
+        ``groups``: what it counts under; None: as its addresses say.
+        """
         key = contact.key
         index = KEY_BITS - (self.key ^ key).bit_length()
         if index >= KEY_BITS:
@@ -107,8 +120,9 @@ class RoutingTable:
             if entry.failures:
                 entry.failures = 0
                 self._failing -= 1
-            if contact is not entry.contact and contact.addresses and contact.addresses != entry.contact.addresses:
-                self._move(entry, contact, bucket)
+            moved = contact is not entry.contact and contact.addresses and contact.addresses != entry.contact.addresses
+            if moved or (groups is not None and groups != entry.groups):
+                self._move(entry, contact, bucket, self.groups_of(contact) if groups is None else groups)
             return False
         if len(bucket) >= self._params.k:
             if not self._failing:
@@ -117,7 +131,8 @@ class RoutingTable:
             if not weakest.failures:
                 return False
             self.remove(weakest.contact.key)
-        groups = self.groups_of(contact)
+        if groups is None:
+            groups = self.groups_of(contact)
         if not self._is_diverse(bucket, groups):
             return False
         bucket[key] = Entry(contact, groups, now)
@@ -125,13 +140,14 @@ class RoutingTable:
         self._size += 1
         return True
 
-    def _move(self, entry: Entry, contact: Contact, bucket: dict[int, Entry]) -> None:
-        """A known peer answers at new addresses; it keeps its place if these are diverse too."""
+    def _move(self, entry: Entry, contact: Contact, bucket: dict[int, Entry], groups: tuple[str, ...]) -> None:
+        """A known peer answers from elsewhere; it keeps its old place if the new one is too crowded."""
         self._count(entry.groups, -1)
         old, entry.groups = entry.groups, ()
-        groups = self.groups_of(contact)
         if self._is_diverse(bucket, groups):
-            entry.contact, entry.groups = contact, groups
+            entry.groups = groups
+            if contact.addresses:
+                entry.contact = contact
         else:
             entry.groups = old
         self._count(entry.groups, 1)
@@ -145,8 +161,8 @@ class RoutingTable:
             else:
                 self._groups[group] += by
 
-    def failed(self, key: int) -> Contact | None:
-        """A peer did not answer; returns its contact when that evicted it."""
+    def failed(self, key: int) -> Entry | None:
+        """A peer did not answer; returns its entry when that evicted it."""
         entry = self.get(key)
         if entry is None:
             return None
@@ -155,7 +171,7 @@ class RoutingTable:
         if entry.failures < self._params.failures_to_evict:
             return None
         self.remove(key)
-        return entry.contact
+        return entry
 
     def remove(self, key: int) -> None:
         index = self.bucket_index(key)

@@ -14,6 +14,7 @@ from typing import Final
 
 __all__ = [
     "KEY_BITS",
+    "Connected",
     "Contact",
     "DhtParams",
     "Done",
@@ -112,13 +113,19 @@ class Message:
 
 @dataclass(frozen=True)
 class Validity:
-    """What a validator says of a valid record."""
+    """What a validator says of a genuine record."""
 
     sequence: int  #: of two records under one key, the higher one counts
     ttl: float | None = None  #: seconds for which it stays valid; None: as long as the store keeps records
 
+    @property
+    def expired(self) -> bool:
+        """Whether it was valid once: it is of no use, and nobody is to blame for having it."""
+        return self.ttl is not None and self.ttl <= 0
 
-Validator = Callable[[bytes, bytes], Validity | None]  #: (key, value) to what it is worth; None: refuse it
+
+Validator = Callable[[bytes, bytes], Validity | None]  #: (key, value) to what it is worth; None: forged
+Connected = Callable[[bytes], Contact | None]  #: (peer id) to where a peer says it listens that is connected to us
 GroupOf = Callable[[str], str | None]  #: (multiaddr) to its subnet group; None: exempt from diversity
 
 
@@ -153,6 +160,7 @@ class DhtParams:
     providers_per_key: int = 256
     providers_per_group: int = 16  #: of one subnet group, for one key
     keys_per_provider: int = 1024
+    keys_per_group: int = 2048  #: registrations of one subnet group, over all keys
     sweep_interval: float = 300.0
     query_rate: float = 50.0  #: inbound queries a second from one peer; 0: no limit
     query_burst: int = 200
@@ -163,6 +171,7 @@ class DhtParams:
     remembered: int = 256  #: peers remembered for a restart or a merge
     region_parts: int = 8  #: sub-lookups that cover a key's region (D3, D4)
     region_size: float = 30.0  #: honest peers wanted in a region
+    region_queries: int = 256  #: queries of one operation on a region, lookups and messages to its peers together
 
 
 class Kind(IntEnum):

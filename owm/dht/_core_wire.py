@@ -18,6 +18,8 @@ MAX_MESSAGE: Final = 256 * 1024  #: bytes of a whole message
 MAX_PEERS: Final = 256  #: peers in one list of a message
 MAX_ADDRESSES: Final = 16  #: addresses kept of one peer
 _MAX_ID: Final = 64
+_MAX_PEER: Final = 16 * 1024  # bytes of one peer; foreign ones list dozens of addresses of a hundred bytes each
+_MAX_KEPT: Final = 512  # bytes of a peer that is remembered: whoever is longer pays for decoding it each time
 _MAX_FIELDS: Final = 4096
 
 _SENDER: Final = 100  # ours: the sender as Peer, on the first message of a stream
@@ -125,8 +127,19 @@ def _fields(data: bytes, at: int, end: int) -> list[tuple[int, int, int, int]]:
     return found
 
 
+def _decode_peer(data: bytes, at: int, end: int) -> Contact:
+    if end - at > _MAX_PEER:
+        raise WireError(f"a peer of {end - at} bytes")
+    peer = data[at:end]
+    return _known_peer(peer) if end - at <= _MAX_KEPT else _read_peer(peer)
+
+
 @lru_cache(maxsize=4096)  # answers name the same peers again and again
-def _decode_peer(data: bytes) -> Contact:
+def _known_peer(data: bytes) -> Contact:
+    return _read_peer(data)
+
+
+def _read_peer(data: bytes) -> Contact:
     peer = b""
     addresses: list[str] = []
     for number, _, at, stop in _fields(data, 0, len(data)):
@@ -174,9 +187,9 @@ def decode_message(data: bytes) -> Message:
             peers = closer if number == 8 else providers
             if len(peers) >= MAX_PEERS:
                 raise WireError("too many peers in a message")
-            peers.append(_decode_peer(data[start:end]))
+            peers.append(_decode_peer(data, start, end))
         elif number == _SENDER:
-            sender = _decode_peer(data[start:end])
+            sender = _decode_peer(data, start, end)
         elif number == _PROOF:
             proof = data[start:end]
     type_ = _TYPES.get(kind)

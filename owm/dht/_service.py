@@ -16,27 +16,26 @@ import trio
 from owm.clock import Clock
 from owm.dht._core import KademliaCore
 from owm.dht._core_guards import solve_puzzle
-from owm.dht._core_keyspace import preimages_ready, prepare_preimages
-from owm.dht._core_server import QueryRefused
+from owm.dht._core_keyspace import MAX_PREFIX_BITS, READY_BITS, preimages_ready, prepare_preimages
 from owm.dht._core_types import Contact, DhtParams, Done, GroupOf, Message, Misbehaved, Result, SendQuery, Validator
-from owm.dht._core_wire import MAX_MESSAGE, WireError, decode_message, encode_message
 from owm.dht._interface import Dht, DhtStatistics, Provider
 from owm.dht._links import Link, LinkEvents
 from owm.dht._peer_cache import load_peers, save_peers
+from owm.dht._serving import QueryServer
+from owm.dht._thinning import Thinning
 from owm.dht._validators import RecordValidator, by_namespace
 from owm.identity import PeerId
-from owm.net import Connection, FrameStream, Network, PeerConnected, Penalty, Stream, group_of, is_local
-from owm.net.errors import ProtocolViolation, StreamReset
+from owm.net import Connection, Network, PeerConnected, Penalty, group_of, is_local
 from owm.records import SignedRecord
 
 __all__ = ["KademliaDht", "dht_protocol", "provider_key"]
 
 _log = structlog.get_logger(__name__)
 
-_INBOUND_IDLE: Final = 120.0  # seconds after which a silent stream is closed
 _FIRST_SAVE: Final = 10.0
 _SAVE_EVERY: Final = 300.0
-_MAX_LINKS: Final = 256
+_LARGE: Final = 8000.0  # peers; regions of larger networks have longer prefixes than are at hand
+_RELAYED: Final = "relay"  # the group of connections through a relay
 
 
 def dht_protocol(network_id: str) -> str:
@@ -67,6 +66,7 @@ class KademliaDht(Dht):
         idle: seconds without a query after which a stream, and a connection made only for it, is closed.
         keep: connections that are kept up regardless.
         crowd: connections above which unused ones are closed even where others opened them.
+        most_links: peers that are asked at once; above it the stream that was unused longest is closed.
     """
 
     def __init__(
@@ -85,6 +85,7 @@ class KademliaDht(Dht):
         idle: float = 10.0,
         keep: int = 6,
         crowd: int = 10,
+        most_links: int = 256,
     ) -> None:
         self._network = network
         self._network_id = network_id
@@ -95,9 +96,8 @@ class KademliaDht(Dht):
         self._devnet = devnet
         self._in_region = in_region or (lambda key: False)
         self._idle = idle
-        self._keep = keep
-        self._crowd = crowd
-        self._dialled: set[PeerId] = set()  # connections that are here for our queries
+        self._most_links = most_links
+        self._thinning = Thinning(network, random, idle, keep, crowd, self._meet)
         self._records = RecordValidator(network_id, clock)
         groups: GroupOf = (lambda a: None if is_local(a) else group_of(a)) if devnet else group_of
         self.core = KademliaCore(
@@ -106,9 +106,13 @@ class KademliaDht(Dht):
             random,
             by_namespace({"owm": self._records, **(validators or {})}),
             group_of=groups,
+            connected=self._connected,
             network=network_id,
         )
-        self._links: dict[bytes, Link] = {}
+        self.core.prefix_bits = READY_BITS
+        self._server = QueryServer(self.core, network, self._flush)
+        self._serves = False
+        self._links: dict[bytes, Link] = {}  # the one used last comes last
         self._waiting: dict[int, tuple[trio.Event, list[Result]]] = {}
         self._link_events = LinkEvents(self._answered, self._failed)
         self._nursery: trio.Nursery | None = None
@@ -130,11 +134,11 @@ class KademliaDht(Dht):
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                self._network.handle(self._protocol, self._serve)
+                self._serve_if_reachable()
                 nursery.start_soon(self._run_timers)
                 nursery.start_soon(self._watch_connections)
                 nursery.start_soon(self._keep_cache)
-                nursery.start_soon(self._close_unused)
+                nursery.start_soon(self._thinning.run)
                 try:
                     yield self
                 finally:
@@ -148,14 +152,21 @@ class KademliaDht(Dht):
 
     async def bootstrap(self) -> int:
         self._note_addresses()
+        # Whom we chose to dial comes before who chose to dial us.
+        connections = sorted(self._network.connections(), key=lambda c: c.inbound)
         seeds = [
             Contact(bytes(c.peer), c.addresses or (() if c.inbound else (c.address,)))
-            for c in self._network.connections()
+            for c in connections
+            if not c.protocols or self._protocol in c.protocols
         ]
         await self._finished(self.core.start_bootstrap(seeds, trio.current_time()))
         return len(self.core.table)
 
     async def find_peer(self, peer: PeerId) -> Provider | None:
+        connected = self._connected(bytes(peer))
+        if connected is not None:
+            await trio.lowlevel.checkpoint()
+            return _provider(connected)
         found = (await self._finished(self.core.start_find_peer(bytes(peer), trio.current_time()))).peer
         return _provider(found) if found is not None else None
 
@@ -246,17 +257,42 @@ class KademliaDht(Dht):
     def _send(self, query: SendQuery) -> None:
         contact = query.contact
         link = self._links.get(contact.id)
-        if link is None or not link.open:
-            dialable = self._dialable(contact)
-            if dialable is None or self._nursery is None or len(self._links) >= _MAX_LINKS:
-                self.core.query_failed(query.query_id, trio.current_time())
-                return
-            link = Link(self._network, self._protocol, dialable, self._link_events, self._idle)
-            self._links[contact.id] = link
+        dialable = self._dialable(contact)
+        if link is not None and link.open:
+            if dialable is not None:
+                link.dial_also(dialable)
+            self._links[contact.id] = self._links.pop(contact.id)
             link.send(query)
-            self._nursery.start_soon(self._run_link, link)
-        else:
-            link.send(query)
+            return
+        if dialable is None or self._nursery is None or not self._has_room():
+            self.core.query_failed(query.query_id, trio.current_time(), ours=dialable is not None)
+            return
+        link = Link(self._network, self._protocol, dialable, self._link_events, self._idle)
+        self._links[contact.id] = link
+        link.send(query)
+        self._nursery.start_soon(self._run_link, link)
+
+    def _has_room(self) -> bool:
+        """Whether one more link may be opened; where there are too many, the one unused longest is closed."""
+        if len(self._links) < self._most_links:
+            return True
+        unused = next((peer for peer, link in self._links.items() if link.idle), None)
+        if unused is None:
+            return False
+        self._links.pop(unused).end()
+        return True
+
+    def _connected(self, peer: bytes) -> Contact | None:
+        """Where a connected peer says that it listens."""
+        try:
+            who = PeerId(peer)
+        except ValueError:
+            return None
+        connection = self._network.connection(who) if self._network.is_connected(who) else None
+        if connection is None:
+            return None
+        addresses = connection.addresses or (() if connection.inbound else (connection.address,))
+        return Contact(peer, addresses) if addresses else None
 
     def _dialable(self, contact: Contact) -> Contact | None:
         """The contact with the addresses that we may dial; None when it cannot be reached."""
@@ -278,75 +314,29 @@ class KademliaDht(Dht):
             if self._links.get(link.contact.id) is link:
                 del self._links[link.contact.id]
             if link.dialled:
-                self._dialled.add(link.peer)
-
-    async def _close_unused(self) -> None:
-        """Close connections without any stream for a while: ours above ``keep``, anybody's above ``crowd``."""
-        unused: set[PeerId] = set()
-        while True:
-            await trio.sleep(self._idle * self._random.uniform(0.4, 0.8))
-            connections = self._network.connections()
-            self._meet(connections)
-            before, unused = unused, {c.peer for c in connections if not c.streams and not c.protected}
-            self._dialled &= {c.peer for c in connections}
-            for peer in sorted(unused & before, key=lambda peer: (peer not in self._dialled, peer)):
-                # Counted anew each time, as the others close connections too.
-                if len(self._network.connections()) > (self._keep if peer in self._dialled else self._crowd):
-                    await self._network.disconnect(peer)
+                self._thinning.dialled.add(link.peer)
 
     def _meet(self, connections: Sequence[Connection]) -> None:
         """Foreign peers do not greet; what they say on connecting tells who serves the DHT and where."""
         for connection in connections:
             if self._protocol in connection.protocols and connection.addresses:
-                self.core.meet(Contact(bytes(connection.peer), connection.addresses), trio.current_time())
+                contact = Contact(bytes(connection.peer), connection.addresses)
+                self.core.meet(contact, trio.current_time(), connection.address)
         self._flush()
 
-    def _answered(self, query_id: int, message: Message | None) -> None:
-        self.core.receive_response(query_id, message, trio.current_time())
+    def _answered(self, query_id: int, message: Message | None, observed: str | None) -> None:
+        self.core.receive_response(query_id, message, trio.current_time(), observed)
         self._flush()
 
-    def _failed(self, query_id: int) -> None:
-        self.core.query_failed(query_id, trio.current_time())
+    def _failed(self, query_id: int, observed: str | None, ours: bool) -> None:
+        self.core.query_failed(query_id, trio.current_time(), observed, ours=ours)
         self._flush()
 
-    async def _serve(self, stream: Stream) -> None:
-        try:
-            await self._serve_queries(stream)
-        except StreamReset:
-            return  # the usual end: the peer has gone
-        except ProtocolViolation as error:
-            self._network.penalise(stream.remote, Penalty.LOW_TOLERANCE, f"kad-dht: {error}")
-            stream.reset()
-
-    async def _serve_queries(self, stream: Stream) -> None:
-        """Answer the queries of one inbound stream until it falls silent."""
-        frames = FrameStream(stream, MAX_MESSAGE)
-        peer = stream.remote
-        greeted = False
-        while True:
-            data = None
-            with trio.move_on_after(_INBOUND_IDLE):
-                data = await frames.receive()
-            if data is None:
-                return
-            try:
-                answer = self.core.receive_query(bytes(peer), decode_message(data), trio.current_time())
-            except WireError as error:
-                raise ProtocolViolation(str(error)) from error
-            except QueryRefused as refused:
-                if refused.blame:
-                    excess = refused.blame == "excess"
-                    penalty = Penalty.HIGH_TOLERANCE if excess else Penalty.MID_TOLERANCE
-                    self._network.penalise(peer, penalty, f"kad-dht: {refused}")
-                stream.reset()
-                return
-            self._flush()
-            if answer is not None:
-                if greeted:
-                    answer.sender, answer.proof = None, b""
-                greeted = True
-                with trio.fail_after(_INBOUND_IDLE):
-                    await frames.send(encode_message(answer))
+    def _serve_if_reachable(self) -> None:
+        """Foreign peers take everybody for a server that speaks the protocol, so a client does not speak it."""
+        if self.core.serving and not self._serves:
+            self._serves = True
+            self._network.handle(self._protocol, self._server.serve)
 
     # Background
 
@@ -364,8 +354,10 @@ class KademliaDht(Dht):
             async for event in events:
                 if isinstance(event, PeerConnected) and event.inbound:
                     connection = self._network.connection(event.peer)
-                    if connection is not None:
-                        self.core.dialled_back(group_of(connection.address))
+                    group = group_of(connection.address) if connection is not None else _RELAYED
+                    if group != _RELAYED:  # through a relay everybody is reached
+                        self.core.dialled_back(group)
+                        self._serve_if_reachable()
 
     def _note_addresses(self) -> None:
         addresses = tuple(self._network.addresses)
@@ -379,6 +371,10 @@ class KademliaDht(Dht):
             wait = min(2 * wait, _SAVE_EVERY)
             self._note_addresses()
             await self._save()
+            if self.core.prefix_bits < MAX_PREFIX_BITS and (self.core.size.size or 0.0) > _LARGE:
+                # Lookups of a region need keys here that take a second to find.
+                await trio.to_thread.run_sync(prepare_preimages, MAX_PREFIX_BITS)
+                self.core.prefix_bits = MAX_PREFIX_BITS
 
     async def _save(self) -> None:
         if self._cache_path is None:

@@ -9,7 +9,7 @@ from typing import Final
 from owm.clock import Clock
 from owm.dht._core_types import Validator, Validity
 from owm.records import SignedRecord, open_record
-from owm.records.errors import RecordError
+from owm.records.errors import FromTheFuture, RecordError, StaleRecord
 
 __all__ = ["RecordValidator", "by_namespace"]
 
@@ -29,16 +29,20 @@ class RecordValidator:
 
     def open(self, key: bytes, value: bytes) -> SignedRecord | None:
         """The record if it is valid under ``key`` now."""
+        try:
+            record = self._genuine(value)
+        except RecordError:
+            return None
+        return record if record.dht_key == key and self._ttl(record) > 0 else None
+
+    def _genuine(self, value: bytes) -> SignedRecord:
+        """The record, which may have expired since we saw it first; raises RecordError."""
         record = self._opened.get(value)
         if record is None:
-            try:
-                record = open_record(value, self._network_id, self._clock.time())
-            except RecordError:
-                return None
-            self._opened[value] = record
+            record = self._opened[value] = open_record(value, self._network_id, self._clock.time())
             if len(self._opened) > _REMEMBERED:
                 self._opened.popitem(last=False)
-        return record if record.dht_key == key and self._ttl(record) > 0 else None
+        return record
 
     def _ttl(self, record: SignedRecord) -> float:
         max_age = record.record.LIMITS.max_age
@@ -47,10 +51,13 @@ class RecordValidator:
         return min(max_age, max_age - (self._clock.time() - record.sequence / 1000))
 
     def __call__(self, key: bytes, value: bytes) -> Validity | None:
-        record = self.open(key, value)
-        if record is None:
+        try:
+            record = self._genuine(value)
+        except (StaleRecord, FromTheFuture):
+            return Validity(0, 0.0)  # signed all right; clocks differ, and an honest peer may still have it
+        except RecordError:
             return None
-        return Validity(record.sequence, self._ttl(record))
+        return Validity(record.sequence, self._ttl(record)) if record.dht_key == key else None
 
 
 def by_namespace(validators: Mapping[str, Validator]) -> Validator:

@@ -16,7 +16,7 @@ from owm.net import group_of
 
 SMALL = DhtParams(
     k=4, max_records=6, max_record_bytes=60, records_per_peer=4, providers_per_key=5, providers_per_group=3,
-    keys_per_provider=3, max_provided_keys=4, record_ttl=50.0, provider_ttl=50.0,
+    keys_per_provider=3, keys_per_group=4, max_provided_keys=4, record_ttl=50.0, provider_ttl=50.0,
 )  # fmt: skip
 numbers = st.integers(0, 40)
 
@@ -99,12 +99,12 @@ class RecordMachine(RuleBasedStateMachine):
 class ProviderMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.store = ProviderStore(SMALL, group_of)
+        self.store = ProviderStore(key_of(b"me"), SMALL)
         self.now = 0.0
 
     @rule(key=st.integers(0, 6), number=numbers)
     def add(self, key, number):
-        if self.store.add(b"%d" % key, peer(number), self.now):
+        if self.store.add(b"%d" % key, peer(number), (group_of(peer(number).addresses[0]),), self.now):
             assert peer(number) in self.store.get(b"%d" % key, 100, Random(1), self.now)
 
     @rule(seconds=st.floats(0, 30))
@@ -121,7 +121,9 @@ class ProviderMachine(RuleBasedStateMachine):
         assert len(keys) <= 4
         assert all(0 < len(providers) <= 5 for providers in keys.values())
         assert sum(map(len, keys.values())) == len(self.store) == sum(self.store._by_peer.values())
+        assert sum(self.store._by_group.values()) == len(self.store)
         assert max(self.store._by_peer.values(), default=0) <= 3
+        assert max(self.store._by_group.values(), default=0) <= 4
 
 
 class LookupMachine(RuleBasedStateMachine):

@@ -1,0 +1,53 @@
+"""Closing the connections that were made for queries and are not used any longer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from random import Random
+
+import trio
+
+from owm.identity import PeerId
+from owm.net import Connection, Network
+
+__all__ = ["Thinning"]
+
+
+class Thinning:
+    """Closes connections without any stream for a while: ours above ``keep``, anybody's above ``crowd``.
+
+    Args:
+        idle: seconds after which a connection counts as unused, about.
+        look: called with all connections at each round.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        random: Random,
+        idle: float,
+        keep: int,
+        crowd: int,
+        look: Callable[[Sequence[Connection]], None],
+    ) -> None:
+        self.dialled: set[PeerId] = set()  #: connections that are here for our queries
+        self._network = network
+        self._random = random
+        self._idle = idle
+        self._keep = keep
+        self._crowd = crowd
+        self._look = look
+
+    async def run(self) -> None:
+        """Look now and then, until cancelled."""
+        unused: set[PeerId] = set()
+        while True:
+            await trio.sleep(self._idle * self._random.uniform(0.4, 0.8))
+            connections = self._network.connections()
+            self._look(connections)
+            before, unused = unused, {c.peer for c in connections if not c.streams and not c.protected}
+            self.dialled &= {c.peer for c in connections}
+            for peer in sorted(unused & before, key=lambda peer: (peer not in self.dialled, peer)):
+                # Counted anew each time, as the others close connections too.
+                if len(self._network.connections()) > (self._keep if peer in self.dialled else self._crowd):
+                    await self._network.disconnect(peer)
