@@ -191,7 +191,7 @@ class HealthServer:
                 body = {"status": health.status, "ready": health.ready, "checks": dict(health.checks)}
                 return 200 if well else 503, _JSON, msgspec.json.encode(body)
             case "/metrics":
-                return 200, _METRICS, generate_latest(self._registry)
+                return self._metrics()
         view = self._local.get(target.path.removeprefix("/local/")) if target.path.startswith("/local/") else None
         if view is None:
             return 404, _JSON, _problem("there is nothing here")
@@ -203,6 +203,13 @@ class HealthServer:
         except Exception:  # noqa: BLE001 - a view that fails must not end the peer
             _log.exception("a local view failed", view=target.path)
             return 500, _JSON, _problem("this view failed; the peer's log says why")
+
+    def _metrics(self) -> tuple[int, str, bytes]:
+        try:
+            return 200, _METRICS, generate_latest(self._registry)
+        except Exception:  # noqa: BLE001 - statistics that cannot be read must not end the peer
+            _log.exception("the metrics failed")
+            return 500, _JSON, _problem("the metrics failed; the peer's log says why")
 
 
 def _problem(detail: str) -> bytes:

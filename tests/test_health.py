@@ -85,6 +85,18 @@ async def test_views_get_their_query_and_a_broken_one_harms_nobody() -> None:
         assert (await client.get("/livez")).status_code == 200
 
 
+async def test_statistics_that_cannot_be_read_harm_nobody() -> None:
+    def broken() -> object:
+        raise RuntimeError("not yet")
+
+    registry = CollectorRegistry()
+    registry.register(StatisticsCollector({"network": broken}))
+    found = HealthServer(0, lambda: Health("starting"), registry)
+    async with found.running(), httpx.AsyncClient(base_url=found.url) as client:
+        assert (await client.get("/metrics")).status_code == 500
+        assert (await client.get("/livez")).status_code == 200
+
+
 async def test_it_listens_on_the_loopback_only_and_says_where() -> None:
     async with server() as (found, _):
         assert found.url.startswith("http://127.0.0.1:")

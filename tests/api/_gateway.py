@@ -14,6 +14,7 @@ from random import Random
 
 import httpx
 import trio
+from prometheus_client import CollectorRegistry
 
 from owm.api import (
     Answered,
@@ -258,6 +259,7 @@ class Served:
     network: ScriptedNetwork
     clock: ManualClock
     secret: str
+    registry: CollectorRegistry
 
     @property
     def port(self) -> int:
@@ -279,8 +281,10 @@ async def served(folder: Path, network: ScriptedNetwork | None = None, **setting
     network = network or ScriptedNetwork()
     keys = KeyStore(folder / "keys.sqlite", clock)
     try:
-        async with serve(create_app(network, api, keys, clock=clock), api, grace=0.5) as url:
-            yield Served(url, keys, network, clock, keys.add("test", 0).secret)
+        registry = CollectorRegistry()
+        app = create_app(network, api, keys, clock=clock, registry=registry)
+        async with serve(app, api, grace=0.5) as url:
+            yield Served(url, keys, network, clock, keys.add("test", 0).secret, registry)
     finally:
         keys.close()
 
