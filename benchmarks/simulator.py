@@ -24,7 +24,7 @@ from scripts.compile_cores import compile_cores
 
 def _run(nodes: int, kind: str) -> dict[str, Any]:
     """One run in this process."""
-    from simulations._compiled import is_compiled
+    from owm.compiled import is_compiled
     from simulations._scenario import Workload, load_scenario
     from simulations._sweep import rare_collections
     from simulations._world import World

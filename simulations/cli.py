@@ -14,7 +14,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from owm.errors import OwmError
-from simulations._compiled import is_compiled, run_compiled
 from simulations._measure import Outcome, confidence
 from simulations._scenario import Scenario, load_scenario, shipped_scenarios
 
@@ -63,7 +62,7 @@ def simulate(
         if list_only or scenario is None:
             _list(as_json)
             return
-        if compiled and not is_compiled():
+        if compiled:
             run_compiled()
         passed = _run(scenario, nodes, duration, seeds or str(1 if seed is None else seed), jobs, engine, out, as_json)
     except OwmError as error:

@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 
 import click
 
+from owm.compiled import run_compiled
 from owm.config import Effective, load_settings
 
-__all__ = ["config_options", "settings_of"]
+__all__ = ["compiled_option", "config_options", "settings_of"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -24,6 +25,22 @@ def config_options(function: _F) -> _F:
         type=click.Path(path_type=Path),
         metavar="FILE",
         help="Settings file (default: $OWM_CONFIG, else ~/.owm/owm.toml if it exists).",
+    )(function)
+
+
+def compiled_option(function: _F) -> _F:
+    """Adds ``--compiled``, which starts the command again on the compiled cores before it does anything."""
+
+    def again(_context: click.Context, _parameter: click.Parameter, compiled: bool) -> None:
+        if compiled:
+            run_compiled()
+
+    return click.option(
+        "--compiled",
+        is_flag=True,
+        expose_value=False,
+        callback=again,
+        help="Run on the protocol cores that `make compile` has compiled: less CPU for the same.",
     )(function)
 
 

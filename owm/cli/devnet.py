@@ -15,7 +15,7 @@ import trio
 
 from owm.cli._devnet import Devnet, plan
 from owm.cli._local import DEVNET_FILE, local_key
-from owm.cli._options import settings_of
+from owm.cli._options import compiled_option, settings_of
 from owm.cli._output import json_option
 from owm.cli.ask import ask_and_print
 from owm.errors import UsageError
@@ -32,6 +32,7 @@ __all__ = ["devnet_command"]
 )
 @click.option("--ask", "question", metavar="QUESTION", help="Ask this, print the answer, stop.")
 @click.option("--max-tokens", type=click.IntRange(1, 4096), default=256, show_default=True, help="With --ask.")
+@compiled_option
 @json_option
 def devnet_command(
     peers: int | None,

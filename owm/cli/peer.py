@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from owm.cli._options import config_options, settings_of
+from owm.cli._options import compiled_option, config_options, settings_of
 from owm.config import load_constitution
 from owm.errors import TemporaryError, UsageError
 
@@ -28,6 +28,7 @@ __all__ = ["peer_command"]
 @click.option("--alias", help="A name for people.")
 @click.option("--log-level", type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"]))
 @click.option("--log-format", type=click.Choice(["auto", "json", "human"]))
+@compiled_option
 @click.option("--die-with", type=int, hidden=True, help="Stop when the process with this id, our parent, ends.")
 def peer_command(
     config: Path | None,

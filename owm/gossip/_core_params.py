@@ -76,7 +76,7 @@ class GossipParams:
     d_lazy: int = 6
     gossip_factor: float = 0.25
     heartbeat: float = 1.0
-    forward_delay: float = 0.02  #: seconds at most between accepting and forwarding; 0: at once, as others do
+    forward_delay: float = 0.05  #: seconds at most between accepting and forwarding; 0: at once, as others do
     history: int = 5  #: heartbeats for which messages can be asked for
     history_gossip: int = 3  #: of them, announced with IHAVE
     fanout_ttl: float = 60.0

@@ -112,6 +112,34 @@ def test_who_sends_us_a_copy_before_we_forward_gets_none() -> None:
     assert made.held()["forwards"] == 0
 
 
+def test_what_is_held_goes_along_in_one_rpc_for_each_peer() -> None:
+    made = core(peers=6)
+    made.heartbeat(0.0)
+    source, other, *rest = made.mesh(TOPIC)
+    for number, sender in ((1, source), (2, source), (3, other)):
+        made.receive_rpc(sender, Rpc(publish=(message(number),)), 1.0)
+        made.validated(named(message(number)), Verdict.ACCEPT, 1.0)
+    sent = to(made.forward(made.next_forward))
+    contents = {peer: [[m.data for m in rpc.publish] for rpc in rpcs] for peer, rpcs in sent.items()}
+    first, second, third = (message(number).data for number in (1, 2, 3))
+    assert contents == {source: [[third]], other: [[first, second]], **{p: [[first, second, third]] for p in rest}}
+    assert len({id(sent[peer][0]) for peer in rest}) == 1, "what is the same is encoded once"
+    assert made.next_forward == float("inf") and made.held()["forwards"] == 0
+
+
+def test_large_messages_that_go_along_are_spread_over_rpcs_within_their_bound() -> None:
+    made = core(GossipParams(max_rpc=20_000, idontwant_bytes=10**6), peers=4)
+    made.heartbeat(0.0)
+    source, *others = made.mesh(TOPIC)
+    for number in range(9):
+        made.receive_rpc(source, Rpc(publish=(message(number, 3000),)), 1.0)
+        made.validated(named(message(number, 3000)), Verdict.ACCEPT, 1.0)
+    sent = to(made.forward(made.next_forward))
+    for peer in others:
+        assert [len(rpc.publish) for rpc in sent[peer]] == [3, 3, 3]
+        assert all(len(rpc.encode()) <= 20_000 for rpc in sent[peer])
+
+
 def test_without_a_delay_messages_are_forwarded_at_once() -> None:
     made = core(GossipParams(forward_delay=0.0), peers=6)
     made.heartbeat(0.0)

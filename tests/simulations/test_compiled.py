@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from simulations._compiled import compiled_folder
+from owm.compiled import compiled_folder
 
 ROOT = Path(__file__).parent.parent.parent
 ARGUMENTS = ("simulate", "baseline", "--nodes", "60", "--duration", "60", "--json")
@@ -26,7 +26,7 @@ def owm(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(shutil.which("gcc") is None and not os.environ.get("CI"), reason="needs a C compiler")
-def test_compiled_cores_give_the_same_trace() -> None:
+def test_compiled_cores_give_the_same_trace_and_serve_a_peer(tmp_path: Path) -> None:
     folder = compiled_folder()
     if folder.exists():
         shutil.rmtree(folder)
@@ -38,6 +38,23 @@ def test_compiled_cores_give_the_same_trace() -> None:
     )
     assert made.returncode == 0, made.stderr + made.stdout
     assert str(folder) in made.stdout
+    _a_peer_runs_on_them(folder, tmp_path)
     plain, compiled = (json.loads(owm(*ARGUMENTS, *more).stdout) for more in ((), ("--compiled",)))
     assert plain["trace_hash"] == compiled["trace_hash"]
     assert plain["events"] == compiled["events"]
+
+
+def _a_peer_runs_on_them(folder: Path, data: Path) -> None:
+    command = [sys.executable, "-m", "owm", "peer", "--compiled", "--network", "devnet", "--data-dir", str(data)]
+    peer = subprocess.Popen([*command, "--listen", "127.0.0.1:0", "--health-port", "0"], cwd=ROOT, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+    assert peer.stdout is not None
+    try:
+        for line in peer.stdout:
+            if "the peer runs" in line:
+                break
+        loaded = Path(f"/proc/{peer.pid}/maps").read_text()
+        assert str(folder / "owm/gossip/_core.") in loaded and str(folder / "owm/net/_core_yamux.") in loaded
+    finally:
+        peer.terminate()
+        assert peer.wait(30) == 0
