@@ -78,6 +78,11 @@ class Links:
     def heal(self) -> None:
         self._sides = {}
 
+    @property
+    def cut(self) -> bool:
+        """Whether there is a partition."""
+        return bool(self._sides)
+
     def reachable(self, source: int, destination: int) -> bool:
         """Whether a message gets through the partition, if there is one."""
         if not self._sides:

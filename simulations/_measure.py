@@ -12,16 +12,27 @@ import msgspec
 __all__ = ["Measurements", "Outcome", "confidence", "percentile"]
 
 
+#: What the workload does. A lookup is ``across`` when the two were on different sides of a partition; a read is of an
+#: ``attacked`` key, or of a record from the ``future``, where success is not to believe it; a store is of a ``stale``
+#: record, where success is that nobody takes it. A punch is a dial between two cone NATs.
+KINDS = (
+    "find_peer", "find_peer_across", "put", "put_stale", "get", "get_attacked", "get_future", "dial", "punch",
+    "publish", "query",
+)  # fmt: skip
+_TIMED = ("find_peer", "find_peer_across", "put", "get", "get_attacked", "query")
+
+
 class Operation(msgspec.Struct, frozen=True):
     """One operation of the workload, finished or not."""
 
-    kind: str  #: "find_peer", "put", "get", "publish", "query"
+    kind: str  #: one of KINDS
     started: float  #: seconds
-    took: float  #: seconds; nan when it never ended
+    took: float  #: seconds; nan when it never ended, or takes no time in the model
     success: bool
     hops: int
     messages: int
     detail: float = math.nan  #: of a publish: the share of subscribers reached
+    region: bool = False  #: it covered the key's region
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -33,6 +44,7 @@ class Sample(msgspec.Struct, frozen=True):
     table_live_share: float
     mesh_mean: float
     messages: int  #: delivered since the start
+    across_share: float = math.nan  #: of table entries, those that point across the last partition
 
 
 class Measurements:
@@ -113,26 +125,31 @@ def confidence(values: Sequence[float]) -> tuple[float, float]:
 def summarise(measured: Measurements) -> dict[str, Any]:
     """The metrics of one run by name; None where nothing of the kind was done."""
     metrics: dict[str, Any] = {}
-    for kind in ("find_peer", "put", "get", "publish", "query"):
+    for kind in KINDS:
         done = measured.of(kind)
         if not done:
             continue
         took = [o.took for o in done if o.success]
         metrics[f"{kind}_count"] = len(done)
         metrics[f"{kind}_success"] = sum(o.success for o in done) / len(done)
-        if kind != "publish":
+        if kind in _TIMED:
             metrics[f"{kind}_p50_seconds"] = percentile(took, 0.5)
             metrics[f"{kind}_p99_seconds"] = percentile(took, 0.99)
             metrics[f"{kind}_mean_hops"] = statistics.fmean(o.hops for o in done)
             metrics[f"{kind}_mean_messages"] = statistics.fmean(o.messages for o in done)
-        else:
+        elif kind == "publish":
             metrics["delivery"] = statistics.fmean(o.detail for o in done)
             metrics["delivery_p50_seconds"] = percentile(measured.delivery_times, 0.5)
             metrics["delivery_p99_seconds"] = percentile(measured.delivery_times, 0.99)
+    covering = [o.messages for o in measured.operations if o.region]
+    if covering:
+        metrics["region_mean_messages"] = statistics.fmean(covering)
+        metrics["region_max_messages"] = max(covering)
     if measured.samples:
         last = measured.samples[-1]
         metrics["online"] = last.online
         metrics["table_mean"] = last.table_mean
-        metrics["table_live_share"] = last.table_live_share
+        if not math.isnan(last.table_live_share):
+            metrics["table_live_share"] = last.table_live_share
         metrics["mesh_mean"] = last.mesh_mean
     return metrics

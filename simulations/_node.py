@@ -24,6 +24,7 @@ class Node:
     __slots__ = (
         "contact",
         "dht",
+        "far",
         "forward_at",
         "frozen",
         "gossip",
@@ -47,6 +48,7 @@ class Node:
         self.online = False
         self.frozen = False  #: up, but answers nothing
         self.hostile = False
+        self.far = False  #: its clock is off by more than the network puts up with
         self.links: dict[int, None] = {}  #: gossip connections; a dict for its order
         self.tick_at = float("inf")  #: when the DHT core's timer is set for
         self.forward_at = float("inf")  #: when the gossip core's is
@@ -80,15 +82,24 @@ def record_value(sequence: int, key: bytes) -> bytes:
     return sequence.to_bytes(_SEQUENCE, "big") + key + bytes(64)
 
 
-def validate(now: Callable[[], float], tolerance: float) -> Validator:
-    """The validator of stand-in records: right key, and not more than ``tolerance`` seconds from the future."""
+def validate(now: Callable[[], float], tolerance: float, max_age: float = 0.0) -> Validator:
+    """The validator of stand-in records, which judges them as peers judge signed ones.
+
+    Args:
+        now: this node's wall clock, in unix seconds; a record's sequence number is its issuer's, in milliseconds.
+        tolerance: seconds that a record may come from the future.
+        max_age: seconds for which a record is valid; 0 for ever.
+    """
 
     def check(key: bytes, value: bytes) -> Validity | None:
         if len(value) != _SEQUENCE + len(key) + 64 or value[_SEQUENCE : _SEQUENCE + len(key)] != key:
             return None
         sequence = int.from_bytes(value[:_SEQUENCE], "big")
-        if sequence / 1000 > now() + tolerance:
+        age = now() - sequence / 1000
+        if age < -tolerance:
             return None
-        return Validity(sequence)
+        if not max_age:
+            return Validity(sequence)
+        return Validity(sequence, min(max_age, max_age - age)) if age < max_age else None
 
     return check

@@ -43,8 +43,13 @@ def make_nodes(scenario: Scenario, random: Random) -> list[Node]:
                 nat = name
                 break
         skew = random.uniform(-population.clock_skew, population.clock_skew)
+        far = bool(population.far_clocks) and random.random() < population.far_clocks
+        if far:
+            skew = random.choice((-population.far_skew, population.far_skew))
         contact = Contact(_identity(random), (_address(random, index, None),))
-        nodes.append(Node(index, contact, nat if index else "public", skew))
+        node = Node(index, contact, nat if index else "public", skew)
+        node.far = far
+        nodes.append(node)
     near = _ground(scenario, random) if adversary.near else []
     for index in range(honest, honest + hostile):
         identity = near.pop() if near else _identity(random)
@@ -73,9 +78,11 @@ def _ground(scenario: Scenario, random: Random) -> list[bytes]:
 def converge(nodes: list[Node], random: Random, k: int) -> None:
     """Fill every table as a network that is long up has filled it: up to ``k`` random servers in each bucket.
 
+    Only those that are online enter and are entered.
+
     The buckets next to a node, which hold few, are filled whole; so lookups meet what they would meet in truth.
     """
-    servers = sorted((node for node in nodes if node.nat == "public"), key=lambda node: node.contact.key)
+    servers = sorted((node for node in nodes if node.nat == "public" and node.online), key=lambda n: n.contact.key)
     keys = [node.contact.key for node in servers]
     for node in nodes:
         if node.dht is None:

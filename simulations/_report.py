@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,10 @@ import msgspec
 
 from owm.errors import UsageError
 from simulations._measure import Measurements, Outcome, confidence
+from simulations._plots import plots
 from simulations._scenario import Scenario
 
 __all__ = ["write_report"]
-
-_Draw = Callable[[Any], None]
 
 
 def _columns(rows: Sequence[tuple[int, Any]]) -> dict[str, list[Any]]:
@@ -38,69 +36,6 @@ def _write_table(folder: Path, name: str, rows: Sequence[tuple[int, Any]]) -> No
     table = pa.table(_columns(rows))
     parquet.write_table(table, folder / f"{name}.parquet")
     csv.write_csv(table, folder / f"{name}.csv")
-
-
-def _figure(title: str, x: str, y: str, draw: _Draw) -> bytes:
-    from matplotlib.figure import Figure  # no pyplot: it keeps global state and looks for a display
-
-    figure = Figure(figsize=(6.4, 3.6), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
-    draw(axes)
-    axes.set(title=title, xlabel=x, ylabel=y)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
-
-
-def _cdf(axes: Any, values: Sequence[float], label: str) -> None:
-    ordered = sorted(values)
-    axes.plot(ordered, [(i + 1) / len(ordered) for i in range(len(ordered))], label=label)
-
-
-def _plots(runs: Mapping[int, Measurements]) -> dict[str, bytes]:
-    """The figures for which there is data, by file name."""
-    figures: dict[str, bytes] = {}
-    operations = [o for m in runs.values() for o in m.operations]
-    lookups = [o for o in operations if o.kind != "publish" and o.success]
-    if lookups:
-        hops = [o.hops for o in lookups]
-        figures["hops"] = _figure(
-            "Hops of successful lookups",
-            "hops",
-            "share",
-            lambda axes: axes.hist(
-                hops, bins=[b - 0.5 for b in range(max(hops) + 2)], weights=[1 / len(hops)] * len(hops)
-            ),
-        )
-
-        def latencies(axes: Any) -> None:
-            for kind in sorted({o.kind for o in lookups}):
-                _cdf(axes, [o.took for o in lookups if o.kind == kind], kind)
-            axes.legend(frameon=False)
-
-        figures["latency"] = _figure("Time of DHT operations", "seconds", "share done", latencies)
-    deliveries = [t for m in runs.values() for t in m.delivery_times]
-    if deliveries:
-        figures["delivery"] = _figure(
-            "Delivery of messages after publishing",
-            "seconds",
-            "share delivered",
-            lambda axes: _cdf(axes, deliveries, ""),
-        )
-    if any(m.samples for m in runs.values()):
-
-        def health(axes: Any) -> None:
-            for seed, m in runs.items():
-                live = [(s.time, s.table_live_share) for s in m.samples if not math.isnan(s.table_live_share)]
-                axes.plot([t for t, _ in live], [v for _, v in live], label=f"seed {seed}")
-            axes.set_ylim(0, 1.05)
-            if len(runs) <= 8:
-                axes.legend(frameon=False)
-
-        figures["tables"] = _figure("Routing table entries that are alive", "simulated seconds", "share", health)
-    return figures
 
 
 def _metric_rows(outcomes: Sequence[Outcome]) -> list[tuple[str, float, float, int]]:
@@ -189,7 +124,7 @@ def write_report(
     (folder / "outcomes.json").write_bytes(msgspec.json.format(msgspec.json.encode(list(outcomes)), indent=2))
     _write_table(folder, "operations", [(seed, o) for seed, m in runs.items() for o in m.operations])
     _write_table(folder, "samples", [(seed, s) for seed, m in runs.items() for s in m.samples])
-    figures = _plots(runs)
+    figures = plots(runs)
     for name, png in figures.items():
         (folder / f"{name}.png").write_bytes(png)
     (folder / "report.html").write_text(_page(scenario, outcomes, figures), encoding="utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -32,6 +32,9 @@ class Population(_Table, frozen=True):
     nat: dict[str, Share] = {}  #: share per class: "public", "cone", "symmetric"; the rest is public
     hole_punch: Share = 0.7  #: probability that two nodes behind cone NATs reach each other
     clock_skew: float = 0.0  #: seconds; each node's clock is off by a uniform draw of up to this much
+    far_clocks: Share = 0.0  #: of the nodes, those whose clock is off by ``far_skew`` instead, ahead or behind
+    far_skew: float = 0.0  #: seconds
+    record_max_age: Annotated[float, Meta(ge=0)] = 0.0  #: seconds for which a record is valid; 0: for ever
     graph: str = ""  #: CSV of links (columns a, b) to start from, instead of random ones
     degree: Count = 12  #: links per node to start with
 
@@ -42,11 +45,15 @@ class Workload(_Table, frozen=True):
     warm_up: float = 10.0  #: seconds
     lookups: Count = 0  #: find_peer for a random live node
     stores: Count = 0  #: put of a signed record
-    reads: Count = 0  #: get of a record stored before
+    reads: Count = 0  #: get of a record stored before; of an attacked key every other one
+    stale_stores: Count = 0  #: put of a record that is past its age; nobody should take it
+    far_stores: Count = 0  #: put by a node whose clock is far ahead; read again by nodes whose clock is right
+    dials: Count = 0  #: one random node wants a connection to another
     messages: Count = 0  #: published on the topic
     queries: Count = 0  #: questions asked of random gateways; full fidelity only
     message_bytes: Count = 300
     cool_down: float = 10.0  #: seconds at the end in which nothing new starts
+    settle: float = 0.0  #: seconds after a heal in which nobody looks for nodes of the other side, or publishes
 
 
 class Peers(_Table, frozen=True):
@@ -78,20 +85,33 @@ class Adversary(_Table, frozen=True):
 
 
 class Invariants(_Table, frozen=True):
-    """What must hold at the end; a run that breaks one fails. None means: not asked for."""
+    """What must hold at the end; a run that breaks one fails. None means: not asked for.
+
+    ``_judge.py`` says which metric each one bounds.
+    """
 
     lookup_success: Share | None = None
-    read_success: Share | None = None
+    read_success: Share | None = None  #: of records that nobody attacks
     delivery: Share | None = None
     mean_hops_within_log2: bool = False  #: mean hops of a lookup at most log2(nodes)
     lookup_p99_seconds: float | None = None
     delivery_p99_seconds: float | None = None
     table_live_share: Share | None = None  #: of routing table entries at the end that point at live nodes
-    answered: Share | None = None  #: of questions; full fidelity only, like the ones below
-    directory: Share | None = None  #: of the workers online that gateways know, after the first third of the run
-    gateway_usable_seconds: float | None = None  #: until a gateway that joins late can dispatch
-    idle_mb_per_day: float | None = None  #: of a worker, in and out, without its tasks
     honest_disconnected: Count | None = None  #: honest nodes whose table holds no live honest node, at most
+    attacked_read_success: Share | None = None  #: of reads of the key that Sybils crowd around
+    region_messages: float | None = None  #: sent by one operation that covers a region, at most
+    forgotten: Share | None = None  #: of the nodes, those that know nobody of the other side when a partition heals
+    merged_seconds: float | None = None  #: from the heal until everybody knows somebody of the other side
+    across_lookup_success: Share | None = None  #: of lookups for nodes of the other side, once that has settled
+    punch_success: Share | None = None  #: of hole punches tried
+    cone_pairs_reachable: Share | None = None  #: of all pairs of nodes behind cone NATs
+    future_refused: Share | None = None  #: of reads of records from clocks far ahead, by nodes whose clock is right
+    stale_refused: Share | None = None  #: of stores of records past their age
+    # Full fidelity only:
+    answered: Share | None = None  #: of questions
+    directory: Share | None = None  #: of the workers online that gateways know, after the first third of the run
+    gateway_usable_seconds: float | None = None  #: until each gateway that joins late knows a worker to send work to
+    idle_mb_per_day: float | None = None  #: of a worker, in and out, without its tasks
 
 
 class Scenario(_Table, frozen=True):
@@ -152,8 +172,15 @@ def load_scenario(name: str, *, nodes: int | None = None, duration: float | None
     return scenario
 
 
+_IN_FULL: Final = ("answered", "directory", "gateway_usable_seconds", "idle_mb_per_day")
+
+
 def _impossible(scenario: Scenario) -> str:
     """What is wrong although every field is valid by itself; empty when nothing is."""
+    asked = {name for name in Invariants.__struct_fields__ if getattr(scenario.invariants, name) not in (None, False)}
+    wrong = asked - set(_IN_FULL) if scenario.fidelity == "full" else asked & set(_IN_FULL)
+    if wrong:
+        return f'fidelity = "{scenario.fidelity}" does not measure {", ".join(sorted(wrong))}: leave it out'
     adversary = scenario.adversary
     if adversary.kind != "none":
         if adversary.count > scenario.nodes - 2:
@@ -163,6 +190,8 @@ def _impossible(scenario: Scenario) -> str:
             )
         if adversary.near > adversary.count:
             return f"adversary.near is {adversary.near}, of {adversary.count} attackers: lower it, or raise the count"
+    if scenario.workload.stale_stores and not scenario.population.record_max_age:
+        return "records must age to be stale: set population.record_max_age, or leave workload.stale_stores"
     if sum(scenario.population.nat.values()) > 1 + 1e-9:
         return "the shares in population.nat add up to more than 1"
     if scenario.fidelity == "full":

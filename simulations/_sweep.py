@@ -76,11 +76,15 @@ def rare_collections() -> Iterator[None]:
 
 
 def _on_ray(scenario: Scenario, seeds: Sequence[int]) -> Iterator[tuple[Outcome, Measurements]]:
+    """One task for each seed, on the cluster that Ray finds, or on this machine's cores."""
     try:
-        import ray
+        import ray  # type: ignore[import-not-found, unused-ignore]
     except ImportError as error:
-        raise UsageError("the Ray engine needs Ray: `pip install ray`, then start or name a cluster") from error
-    ray.init(ignore_reinit_error=True)
+        raise UsageError(
+            "the Ray engine needs Ray: install it with `pip install 'open-world-model[ray]'`, then name a cluster in "
+            "RAY_ADDRESS, or leave that and use this machine's cores"
+        ) from error
+    ray.init(ignore_reinit_error=True, log_to_driver=False)
     task = ray.remote(run_seed)
     waiting = [task.remote(scenario, seed) for seed in seeds]
     while waiting:
