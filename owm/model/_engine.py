@@ -24,7 +24,7 @@ from owm.model._interface import (
     GenerateRequest,
     Token,
 )
-from owm.model._process import EngineProcess
+from owm.model._process import EngineCall, EngineProcess
 from owm.model.errors import EngineCrashed, EngineError, InvalidRequest, PromptTooLong
 from owm.records import ServedModel
 
@@ -152,9 +152,7 @@ class LlamaEngine(Engine):
         finally:
             self._busy -= 1
 
-    async def _items(
-        self, process: EngineProcess, incoming: trio.MemoryReceiveChannel[dict[str, Any]]
-    ) -> AsyncIterator[Token | Done]:
+    async def _items(self, process: EngineProcess, incoming: EngineCall) -> AsyncIterator[Token | Done]:
         async for message in incoming:
             if "t" in message:
                 # One piece of text may stand for several tokens: the text goes with the last of them.
@@ -177,7 +175,6 @@ class LlamaEngine(Engine):
                 template_sha256=process.hello["template_sha256"],
             )
             return
-        raise EngineCrashed("the engine died while it answered; it is being restarted")
 
     async def _ask(self, deadline: float, **message: Any) -> dict[str, Any]:
         process = self._running()
@@ -188,7 +185,6 @@ class LlamaEngine(Engine):
                     if "error" in answer:
                         raise _error_of(answer)
                     return answer
-            raise EngineCrashed("the engine died while it worked; it is being restarted")
         raise EngineError(f"the engine did not answer within {deadline:.0f} s")
 
     async def embed(self, texts: Sequence[str], model: str = "") -> Embeddings:

@@ -19,22 +19,15 @@ import xllamacpp
 
 from owm.model._core_fragments import UNKNOWN, Fragments, byte_tokens
 from owm.model._gguf import vocabulary
+from owm.model._jobs import Refusal
 
-__all__ = ["Llama", "Refusal"]
+__all__ = ["Llama"]
 
-# Tokens of prompts in one step, between which a request can be cancelled: on one CPU core about half a second. Larger
-# steps were no faster there (131, 136 and 129 tokens/s with 512, 128 and 64), 32 was slower (83).
+# Tokens of prompts in one step; between steps a request can be cancelled. On one CPU core 64 take about half a second,
+# and were no slower than larger steps (135M model: 131 tokens/s with 512, 136 with 128, 129 with 64, but 83 with 32).
 _CPU_STEP: Final = 64
 _GPU_STEP: Final = 512
 _CPU: Final = xllamacpp.ggml_backend_dev_type.GGML_BACKEND_DEVICE_TYPE_CPU
-
-
-class Refusal(Exception):
-    """The request cannot be run; ``code`` tells the parent which error to raise."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 class _UnixConnection(http.client.HTTPConnection):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,13 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-__all__ = ["MiniLM", "read_safetensors"]
+from owm.model._jobs import Refusal
+
+__all__ = ["MOST_TOKENS", "MiniLM", "read_safetensors"]
 
 Array = NDArray[np.float32]
 
 _LAYERS: Final = 6
 _HEADS: Final = 12
 _MAX_TOKENS: Final = 256
+MOST_TOKENS: Final = 32_768  #: of the texts of one request: some 13 s of one CPU core, for others wait meanwhile
 _MOST_HEADER: Final = 16 * 2**20
 
 
@@ -108,12 +112,35 @@ class MiniLM:
         found: Array = (pooled / np.linalg.norm(pooled)).astype(np.float32)
         return found
 
-    def embed(self, texts: list[str]) -> tuple[list[Array], int]:
-        """Unit vectors in the order of the texts, and the tokens that they took; long texts are cut at 256 tokens."""
-        encoded = [self._tokenizer.encode(text).ids for text in texts]
-        return [self._encode(ids) for ids in encoded], sum(map(len, encoded))
+    def embed(self, texts: list[str], cancelled: Callable[[], bool] = lambda: False) -> tuple[list[Array], int]:
+        """Unit vectors in the order of the texts, and the tokens that they took; long texts are cut at 256 tokens.
 
-    def answer(self, texts: list[str]) -> dict[str, Any]:
+        Args:
+            cancelled: looked at before each text; a text takes about a tenth of a second.
+
+        Raises:
+            Refusal: there are too many texts for one request, or it was cancelled.
+        """
+        encoded: list[list[int]] = []
+        total = 0
+        for text in texts:
+            _go_on(cancelled)
+            encoded.append(self._tokenizer.encode(text).ids)
+            total += len(encoded[-1])
+            if total > MOST_TOKENS:
+                raise Refusal("invalid", f"the texts have more than {MOST_TOKENS} tokens: send fewer at once")
+        vectors = []
+        for ids in encoded:
+            _go_on(cancelled)
+            vectors.append(self._encode(ids))
+        return vectors, total
+
+    def answer(self, texts: list[str], cancelled: Callable[[], bool]) -> dict[str, Any]:
         """As a message for the peer: little-endian float32."""
-        vectors, tokens = self.embed(texts)
+        vectors, tokens = self.embed(texts, cancelled)
         return {"vectors": [vector.astype("<f4").tobytes() for vector in vectors], "tokens": tokens}
+
+
+def _go_on(cancelled: Callable[[], bool]) -> None:
+    if cancelled():
+        raise Refusal("cancelled", "cancelled")

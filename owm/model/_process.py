@@ -11,17 +11,17 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import structlog
 import trio
 
 from owm.model._core_frames import FrameReader, pack
-from owm.model.errors import BadWeights, EngineCrashed
+from owm.model.errors import BadWeights, EngineCrashed, EngineError, ReaderTooSlow
 
-__all__ = ["EngineProcess"]
+__all__ = ["EngineCall", "EngineProcess"]
 
 _log = structlog.get_logger(__name__)
 
@@ -31,16 +31,54 @@ _WRITE: Final = 10.0
 _BACKLOG: Final = 4096
 
 
+class EngineCall:
+    """The messages of one job as they come. Iterating raises EngineCrashed or ReaderTooSlow when no more can come."""
+
+    def __init__(self, backlog: int) -> None:
+        self._send, self._receive = trio.open_memory_channel[dict[str, Any]](backlog)
+        self._error: EngineError = EngineCrashed("the engine died while it worked; it is being restarted")
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> dict[str, Any]:
+        try:
+            return await self._receive.receive()
+        except trio.EndOfChannel:
+            raise self._error from None
+
+    def deliver(self, message: dict[str, Any]) -> bool:
+        """Hand on one message; False when too many wait to be read, which ends the call."""
+        try:
+            self._send.send_nowait(message)
+        except trio.WouldBlock:
+            self.end(ReaderTooSlow("the answer was not read while the engine wrote it; it was cancelled"))
+            return False
+        return True
+
+    def end(self, error: EngineError | None = None) -> None:
+        """Nothing more comes after what waits already."""
+        self._error = error or self._error
+        self._send.close()
+
+
 class EngineProcess:
     """One child and the calls that are under way in it.
 
     Args:
         settings: what the child needs, as JSON; see :mod:`owm.model.engine_main`.
+        environment: variables for the child beside our own.
+        backlog: messages of one call that may wait to be read; then it is cancelled.
     """
 
-    def __init__(self, settings: dict[str, Any]) -> None:
+    def __init__(
+        self, settings: dict[str, Any], environment: Mapping[str, str] | None = None, backlog: int = _BACKLOG
+    ) -> None:
         self._settings = settings
-        self._calls: dict[int, trio.MemorySendChannel[dict[str, Any]]] = {}
+        self._environment = dict(environment or {})
+        self._backlog = backlog
+        self._nursery: trio.Nursery | None = None
+        self._calls: dict[int, EngineCall] = {}
         self._next = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._input: trio.lowlevel.FdStream | None = None
@@ -66,7 +104,7 @@ class EngineProcess:
             stdout=subprocess.PIPE,
             bufsize=0,
             start_new_session=True,
-            env={**os.environ, "OWM_PARENT": str(os.getpid())},
+            env={**os.environ, **self._environment, "OWM_PARENT": str(os.getpid())},
         )
         self._process = process
         assert process.stdin is not None and process.stdout is not None
@@ -76,6 +114,7 @@ class EngineProcess:
         process.stdout.close()
         try:
             async with trio.open_nursery() as nursery:
+                self._nursery = nursery
                 ready = trio.Event()
                 nursery.start_soon(self._read, incoming, ready)
                 with trio.move_on_after(_READY):
@@ -125,18 +164,25 @@ class EngineProcess:
         finally:
             self.ended.set()
             ready.set()
-            for channel in self._calls.values():
-                channel.close()
+            for call in self._calls.values():
+                call.end()
             self._calls.clear()
 
     def _deliver(self, message: dict[str, Any]) -> None:
-        channel = self._calls.get(message["id"])
-        if channel is None:
+        number = message["id"]
+        call = self._calls.get(number)
+        if call is None:
             return  # cancelled meanwhile
+        if not call.deliver(message):
+            del self._calls[number]
+            assert self._nursery is not None
+            self._nursery.start_soon(self._cancel, number)
+
+    async def _cancel(self, number: int) -> None:
         try:
-            channel.send_nowait(message)
-        except (trio.WouldBlock, trio.BrokenResourceError):
-            channel.close()  # bounded by max_tokens, so only a caller that is gone gets here
+            await self.send({"op": "cancel", "id": number})
+        except EngineCrashed:
+            _log.debug("the engine ended before it could be told to cancel")
 
     async def send(self, message: dict[str, Any]) -> None:
         """Write one message whole; raises EngineCrashed."""
@@ -151,28 +197,22 @@ class EngineProcess:
             raise EngineCrashed("the engine does not take work; it is being restarted") from error
 
     @asynccontextmanager
-    async def call(self, **message: Any) -> AsyncIterator[trio.MemoryReceiveChannel[dict[str, Any]]]:
-        """Start a job; its messages arrive on the channel, which ends when the engine does. Leaving cancels it.
+    async def call(self, **message: Any) -> AsyncIterator[EngineCall]:
+        """Start a job and read its messages. Leaving cancels it, unless :meth:`done` was said.
 
         Raises:
             EngineCrashed: the engine is not there.
         """
         self._next += 1
         number = self._next
-        send, receive = trio.open_memory_channel[dict[str, Any]](_BACKLOG)
-        self._calls[number] = send
-        finished = False
+        call = self._calls[number] = EngineCall(self._backlog)
         try:
             await self.send({**message, "id": number})
-            yield receive
-            finished = number not in self._calls
+            yield call
         finally:
-            if self._calls.pop(number, None) is not None and not finished and not self.ended.is_set():
+            if self._calls.pop(number, None) is not None and not self.ended.is_set():
                 with trio.CancelScope(shield=True):
-                    try:
-                        await self.send({"op": "cancel", "id": number})
-                    except EngineCrashed:
-                        _log.debug("the engine ended before it could be told to cancel")
+                    await self._cancel(number)
 
     def done(self, number: int) -> None:
         """Forget a job whose last message has arrived: leaving its block then cancels nothing."""

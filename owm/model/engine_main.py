@@ -12,12 +12,17 @@ import resource
 import signal
 import sys
 import threading
+from collections.abc import Callable
+from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
 from owm.model._core_frames import FrameReader, pack
+from owm.model._jobs import Jobs
 
 __all__ = ["main"]
+
+_Queue = SimpleQueue[tuple[int, Callable[[], None]]]
 
 
 def _die_with_parent() -> None:
@@ -42,7 +47,7 @@ class _Output:
                 data = data[os.write(self._descriptor, data) :]
 
 
-def _answer(out: _Output, number: int, work: Any) -> None:
+def _answer(out: _Output, number: int, work: Callable[[], None]) -> None:
     """Run one job; whatever it raises becomes an error message, never a dead thread."""
     try:
         work()
@@ -76,42 +81,41 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001 - said to the parent, which shows it to the operator
         output.send(failed=str(error)[:500])
         sys.exit(1)
-    cancelled: set[int] = set()
-    jobs: SimpleQueue[tuple[int, Any] | None] = SimpleQueue()
-    embeddings: SimpleQueue[tuple[int, Any] | None] = SimpleQueue()
+    jobs = Jobs()
+    generations, embeddings, counts = _Queue(), _Queue(), _Queue()
 
-    def serve(queue: SimpleQueue[tuple[int, Any] | None]) -> None:
-        while (job := queue.get()) is not None:
-            number, work = job
-            if number in cancelled:
+    def serve(queue: _Queue) -> None:
+        while True:
+            number, work = queue.get()
+            if jobs.is_cancelled(number):
                 output.send(id=number, error="cancelled", message="cancelled before it began")
             else:
                 _answer(output, number, work)
-            cancelled.discard(number)
+            jobs.end(number)
 
-    for _ in range(settings["slots"]):
-        threading.Thread(target=serve, args=(jobs,), daemon=True).start()
-    threading.Thread(target=serve, args=(embeddings,), daemon=True).start()
+    for queue in (*[generations] * settings["slots"], embeddings, counts):
+        threading.Thread(target=serve, args=(queue,), daemon=True).start()
     output.send(ready=True, template_sha256=llama.template_sha256)
 
     def handle(message: dict[str, Any]) -> None:
         number = message.get("id", 0)
+
+        def cancelled() -> bool:
+            return jobs.is_cancelled(number)
+
+        def begin(queue: _Queue, work: Callable[[], None]) -> None:
+            jobs.begin(number)
+            queue.put((number, work))
+
         match message["op"]:
             case "generate":
-                jobs.put(
-                    (
-                        number,
-                        lambda: llama.generate(
-                            message, lambda **found: output.send(id=number, **found), lambda: number in cancelled
-                        ),
-                    )
-                )
+                begin(generations, lambda: llama.generate(message, partial(output.send, id=number), cancelled))
             case "cancel":
-                cancelled.add(number)
+                jobs.cancel(number)
             case "count":
-                embeddings.put((number, lambda: output.send(id=number, count=llama.count(message["messages"]))))
+                begin(counts, lambda: output.send(id=number, count=llama.count(message["messages"])))
             case "embed" if embedder is not None:
-                embeddings.put((number, lambda: output.send(id=number, **embedder.answer(message["texts"]))))
+                begin(embeddings, lambda: output.send(id=number, **embedder.answer(message["texts"], cancelled)))
             case _:
                 output.send(id=number, error="invalid", message=f"this engine does not {message['op']}")
 

@@ -12,6 +12,7 @@ __all__ = [
     "InvalidRequest",
     "ModelMissing",
     "PromptTooLong",
+    "ReaderTooSlow",
 ]
 
 
@@ -25,6 +26,10 @@ class EngineCrashed(EngineError):
 
 class EngineBusy(EngineError):
     """The engine's queue is full."""
+
+
+class ReaderTooSlow(EngineError):
+    """Whoever asked did not read the answer while it was written; it was cancelled, and the engine runs on."""
 
 
 class InvalidRequest(UsageError):
