@@ -254,6 +254,17 @@ class GossipCore(Generic[P]):
             self._state.effects.append(Penalise(peer, reason))
         return self._state.drain()
 
+    def may_validate(self, peer: P, now: float) -> bool:
+        """Whether one more record of a connected peer, come by another way, may be judged now; it counts (G6)."""
+        found = self._state.peers.get(peer)
+        return found is not None and self._spend(found, now)
+
+    def gave_invalid(self, peer: P, topic: str, now: float) -> list[Effect[P]]:
+        """The peer gave a bad record by another way: that counts as an invalid message does."""
+        if found := self._state.peers.get(peer):
+            self._blame_invalid(found, topic, now)
+        return self._state.drain()
+
     def validated(self, message_id: bytes, verdict: Verdict, now: float) -> list[Effect[P]]:
         """The answer to a :class:`Validate`; unknown ids are ignored, so answering twice is harmless (G7)."""
         state = self._state

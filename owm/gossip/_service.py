@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Container, Iterable, Sequence
 from contextlib import asynccontextmanager
 from random import Random
 from typing import Final, Self
@@ -11,6 +11,7 @@ import structlog
 import trio
 
 from owm.clock import Clock
+from owm.gossip._catch_up import CatchUp
 from owm.gossip._core import GossipCore, Verdict
 from owm.gossip._core_params import GossipParams
 from owm.gossip._core_wire import Message
@@ -20,18 +21,16 @@ from owm.gossip._shell import PROTOCOLS, GossipShell
 from owm.gossip._sync import SyncService
 from owm.identity import PeerId
 from owm.net import Network
-from owm.net.errors import NetworkError, ProtocolNotSupported, ProtocolViolation
+from owm.net.errors import ProtocolViolation
 from owm.records import SignedRecord, open_record
-from owm.records.errors import RecordError
+from owm.records.errors import FromTheFuture, RecordError, StaleRecord
 
 __all__ = ["PROTOCOLS", "GossipService"]
 
 _log = structlog.get_logger(__name__)
 
 _AT_ONCE: Final = 16  # fetched records before others get their turn
-_FETCH_FROM: Final = 2
-_FETCH_HURRY: Final = 10.0  # seconds in which a newcomer looks for somebody to ask at every turn
-_FETCH_PATIENCE: Final = 2.0
+_BAD_AT_MOST: Final = 3  # records of one peer that are not what was asked for, before it is not listened to
 _VERDICTS: Final = {
     Validation.ACCEPT: Verdict.ACCEPT,
     Validation.IGNORE: Verdict.IGNORE,
@@ -60,6 +59,7 @@ class GossipService(Gossip):
         protocols: offered and tried in this order; the first is taken to have IDONTWANT.
         buffer: messages that wait for a subscriber; the oldest are lost beyond it.
         first_fetch: whether a new subscription fetches the current set from two peers.
+        compare_every: seconds between two comparisons of a grow-only set with a neighbour, on average.
         on_exchange: told of peers (id, signed peer record) that a well-behaved peer recommends.
     """
 
@@ -74,6 +74,7 @@ class GossipService(Gossip):
         protocols: Sequence[str] = PROTOCOLS,
         buffer: int = 1024,
         first_fetch: bool = True,
+        compare_every: float = 60.0,
         on_exchange: Callable[[tuple[tuple[bytes, bytes], ...]], None] | None = None,
     ) -> None:
         self._network = network
@@ -84,8 +85,9 @@ class GossipService(Gossip):
         self._first_fetch = first_fetch
         self._message_id = record_message_id(network_id)
         self.core: GossipCore[PeerId] = GossipCore(network.peer_id, params, random, self._message_id)
-        self.sync = SyncService(network, network_id=network_id)
+        self.sync = SyncService(network, network_id=network_id, take=self._take_given)
         self._topics: dict[str, _Subscription] = {}
+        self._catch_up = CatchUp(self.core, self.sync, self._topics, self._admit, self._blame, random, compare_every)
         self._shell = GossipShell(network, self.core, clock, protocols, self._judge_message, self._deliver, on_exchange)
         self._judged: SignedRecord | None = None  # between validation and delivery, which follows at once
         self._nursery: trio.Nursery | None = None
@@ -99,8 +101,9 @@ class GossipService(Gossip):
             self._nursery = nursery
             try:
                 async with self._shell.running():
-                    for topic in self._topics:
-                        nursery.start_soon(self._fetch_first, topic)
+                    nursery.start_soon(self._catch_up.keep_comparing)
+                    for topic in self._topics if self._first_fetch else ():
+                        nursery.start_soon(self._catch_up.fetch_first, topic)
                     yield self
             finally:
                 nursery.cancel_scope.cancel()
@@ -130,9 +133,15 @@ class GossipService(Gossip):
         effects = self.core.publish(Message(topic, record.envelope), self._clock.monotonic())
         return self._shell.apply(effects)
 
-    def register_current(self, topic: str, current: Callable[[], Iterable[SignedRecord]]) -> None:
-        """Say where the topic's current records are, for peers that have just subscribed and want them all."""
-        self.sync.register(topic, current)
+    def register_current(
+        self, topic: str, current: Callable[[], Iterable[SignedRecord]], *, grow_only: bool = False
+    ) -> None:
+        """Say where the topic's current records are, for peers that have just subscribed and want them all.
+
+        A ``grow_only`` set is also compared with a neighbour's now and then while we are subscribed, both ways: what
+        one lacks it gets from the other, and it comes out of the subscription as if it had been gossiped.
+        """
+        self.sync.register(topic, current, grow_only=grow_only)
 
     def statistics(self) -> GossipStatistics:
         counters, held = self.core.counters, self.core.held()
@@ -159,8 +168,8 @@ class GossipService(Gossip):
         if subscription is None:
             subscription = self._topics[topic] = _Subscription()
             self._shell.apply(self.core.subscribe(topic, self._clock.monotonic()))
-            if self._nursery is not None:
-                self._nursery.start_soon(self._fetch_first, topic)
+            if self._nursery is not None and self._first_fetch:
+                self._nursery.start_soon(self._catch_up.fetch_first, topic)
         if validator is not None:
             subscription.validators.append(validator)
         return subscription
@@ -199,16 +208,21 @@ class GossipService(Gossip):
         self._hand_out(message.topic, Received(self._judged, peer))
 
     def _judge(self, topic: str, data: bytes, peer: PeerId) -> tuple[Verdict, SignedRecord | None]:
-        subscription = self._topics.get(topic)
-        if subscription is None:
+        if topic not in self._topics:
             return Verdict.IGNORE, None
         try:
-            self.opened += 1
-            record = open_record(data, self._network_id, self._clock.time())
+            record = self._open(data)
         except RecordError:
             return Verdict.REJECT, None
+        return self._validate(topic, record, peer)
+
+    def _open(self, data: bytes) -> SignedRecord:
+        self.opened += 1
+        return open_record(data, self._network_id, self._clock.time())
+
+    def _validate(self, topic: str, record: SignedRecord, peer: PeerId) -> tuple[Verdict, SignedRecord | None]:
         worst = Verdict.ACCEPT
-        for validator in subscription.validators:
+        for validator in self._topics[topic].validators:
             try:
                 verdict = _VERDICTS[validator(record, peer)]
             except Exception:  # noqa: BLE001 - a validator's defect must not end the peer
@@ -219,49 +233,50 @@ class GossipService(Gossip):
             worst = verdict if verdict is not Verdict.ACCEPT else worst
         return worst, record
 
-    # -- the first fetch
+    # -- what was fetched, and what others give to a grow-only set
 
-    async def _fetch_first(self, topic: str) -> None:
-        """Fetch the current records of a topic from its first two subscribers, asking each of a few in turn."""
-        if not self._first_fetch:
-            return
-        asked: set[PeerId] = set()
-        answered = 0
-        hurry_until = trio.current_time() + _FETCH_HURRY
-        while answered < _FETCH_FROM and topic in self._topics:
-            fresh = [p for p in (*self.core.mesh(topic), *self.core.subscribers(topic)) if p not in asked]
-            if not fresh:
-                hurry = trio.current_time() < hurry_until
-                if answered and not hurry:
-                    return
-                # The first peer of a network may wait for hours until somebody comes who knows anything.
-                await trio.sleep(self._params.heartbeat / 4 if hurry else _FETCH_PATIENCE)
-                asked &= set(self.core.peers())  # one that failed and came back is asked again
-                continue
-            peer = fresh[0]
-            asked.add(peer)
-            try:
-                envelopes = await self.sync.fetch_all(peer, topic)
-            except (NetworkError, ProtocolNotSupported, ProtocolViolation) as error:
-                _log.debug("a first fetch failed", topic=topic, peer=peer.short, error=str(error))
-                continue
-            answered += 1
-            for batch in _in_batches(envelopes):
-                self._admit_fetched(topic, batch, peer)
+    async def _admit(self, topic: str, envelopes: Collection[bytes], wanted: Container[bytes], peer: PeerId) -> None:
+        bad = 0
+        for number, data in enumerate(envelopes):
+            if number % _AT_ONCE == 0:
                 await trio.lowlevel.checkpoint()
+            if not self._take_one(topic, data, peer, wanted):
+                bad += 1
+                if bad >= _BAD_AT_MOST:
+                    raise ProtocolViolation(f"{peer.short} gives records that nobody asked for or that are not valid")
 
-    def _admit_fetched(self, topic: str, envelopes: Sequence[bytes], peer: PeerId) -> None:
-        for data in envelopes:
-            try:
-                id_ = self._message_id(Message(topic, data))
-            except ValueError:
-                continue
+    def _blame(self, peer: PeerId, reason: str) -> None:
+        self._shell.apply(self.core.broke_protocol(peer, reason, self._clock.monotonic()))
+
+    async def _take_given(self, topic: str, envelopes: list[bytes], peer: PeerId) -> int:
+        """As much as the peer may have us validate now, as with gossip."""
+        for number, data in enumerate(envelopes):
+            if number % _AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
+            if not self.core.may_validate(peer, self._clock.monotonic()):
+                return number
+            self._take_one(topic, data, peer, None)
+        return len(envelopes)
+
+    def _take_one(self, topic: str, data: bytes, peer: PeerId, wanted: Container[bytes] | None) -> bool:
+        """Judge one record and hand it out unless it is known; False, and the peer is blamed, when it is bad."""
+        if topic not in self._topics:
+            return True
+        try:
+            id_ = self._message_id(Message(topic, data))
+            if wanted is not None and id_ not in wanted:
+                raise ValueError("nobody asked for it")
             if self.core.has_seen(id_):
-                continue
-            verdict, record = self._judge(topic, data, peer)
-            if record is not None and verdict is Verdict.ACCEPT and self.core.mark_seen(id_):
+                return True
+            record = self._open(data)
+        except (StaleRecord, FromTheFuture):
+            return True  # it expired on its way, or the peer's clock is a little off
+        except (ValueError, RecordError):
+            verdict = Verdict.REJECT
+        else:
+            verdict, _ = self._validate(topic, record, peer)
+            if verdict is Verdict.ACCEPT and self.core.mark_seen(id_):
                 self._hand_out(topic, Received(record, peer))
-
-
-def _in_batches(envelopes: Sequence[bytes]) -> Iterable[Sequence[bytes]]:
-    return (envelopes[start : start + _AT_ONCE] for start in range(0, len(envelopes), _AT_ONCE))
+        if verdict is Verdict.REJECT:
+            self._shell.apply(self.core.gave_invalid(peer, topic, self._clock.monotonic()))
+        return verdict is not Verdict.REJECT
