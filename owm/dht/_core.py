@@ -29,7 +29,7 @@ from owm.dht._core_types import (
 
 __all__ = ["KademliaCore"]
 
-_ONLINE = 60.0  # seconds since anybody answered after which a failure may well be ours
+_ONLINE = 900.0  # seconds since anybody answered after which a failure may well be ours
 
 
 class KademliaCore(Operations):

@@ -15,7 +15,7 @@ __all__ = ["PeerMemory", "QueryQuota", "Reputation", "check_proof", "solve_puzzl
 _DAY: Final = 86_400.0
 _BLAME_HALF_LIFE: Final = 600.0
 _MAX_TRACKED: Final = 4096
-_GIVEN_UP: Final = 3  # failures of a remembered peer
+_GIVEN_UP: Final = 2  # failures of a remembered peer
 
 
 class QueryQuota:

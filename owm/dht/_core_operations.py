@@ -19,7 +19,7 @@ from owm.dht._core_types import (
 
 __all__ = ["Operations"]
 
-_MERGE_SEEDS = 4  # remembered peers asked in one attempt to merge
+_MERGE_SEEDS = 6  # remembered peers asked in one attempt to merge
 _RETRY_AFTER = 10.0  # seconds until what nobody took is offered again
 
 
@@ -39,7 +39,8 @@ class Operations(CoreState):
         """Look for the newest value under ``key``."""
         operation = self._operation(Kind.GET, key, now)
         held = self.server.value(key, now)
-        if held is not None:
+        validity = self.validator(key, held[0]) if held is not None else None
+        if held is not None and validity is not None and not validity.expired:
             operation.best, operation.sequence = held
         self._search_or_cover(operation, MessageType.GET_VALUE, region)
         return self._begin(operation, now)

@@ -13,7 +13,7 @@ PARAMS = DhtParams(dial_back_groups=0)
 
 
 def numbered(key: bytes, value: bytes) -> Validity | None:
-    """Values are ``ok:<sequence>``; everything else is invalid."""
+    """Values are ``ok:<sequence>``; everything else is forged."""
     if not value.startswith(b"ok:"):
         return None
     return Validity(int(value[3:]))
@@ -24,7 +24,10 @@ def contact(number: int, address: str | None = None) -> Contact:
 
 
 class Net:
-    """``latency`` seconds one way; peers in ``dead`` never answer; ``liars`` answer by a function of their own."""
+    """``latency`` seconds one way; peers in ``dead`` never answer; ``liars`` answer by a function of their own.
+
+    Values in ``expired`` are genuine and too old. Whoever is not where it is dialled refuses, as another's machine does.
+    """
 
     def __init__(self, seed: int = 1, latency: float = 0.05) -> None:
         self.random = Random(seed)
@@ -34,6 +37,7 @@ class Net:
         self.dead: set[bytes] = set()
         self.liars: dict[bytes, object] = {}
         self.results: dict[tuple[bytes, int], Result] = {}
+        self.expired: set[bytes] = set()
         self.blamed: list[bytes] = []
         self.messages = 0
         self.blocked = lambda a, b: False
@@ -41,9 +45,13 @@ class Net:
         self._order = 0
 
     def add(self, who: Contact, params: DhtParams = PARAMS, **options) -> KademliaCore:
-        core = KademliaCore(who, params, Random(who.key & 0xFFFFFFFF), numbered, **options)
+        core = KademliaCore(who, params, Random(who.key & 0xFFFFFFFF), self._validate, **options)
         self.cores[who.id] = core
         return core
+
+    def _validate(self, key: bytes, value: bytes) -> Validity | None:
+        validity = numbered(key, value)
+        return Validity(validity.sequence, 0.0) if validity is not None and value in self.expired else validity
 
     def grow(self, count: int, first: int = 0, **options) -> list[KademliaCore]:
         """Peers with converged tables: each knows the right ones, as after a long time."""
@@ -83,6 +91,9 @@ class Net:
         if target in self.liars:
             answer = self.liars[target](asker.contact, query.message)
         elif target not in self.cores:
+            return
+        elif query.contact.addresses != self.cores[target].contact.addresses:
+            self.at(self.now + self.latency, self._failed, asker, query.query_id)
             return
         else:
             core = self.cores[target]
