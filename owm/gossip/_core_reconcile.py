@@ -56,6 +56,14 @@ class Summary:
             self._digests.pop(text[:length], None)
         return True
 
+    def grown(self, ids: Iterable[bytes]) -> Summary:
+        """A summary with those ids too; this one stays as it is. Few of them cost little: other digests are kept."""
+        out = Summary.__new__(Summary)
+        out._members, out._ids, out._digests = set(self._members), list(self._ids), dict(self._digests)
+        for id_ in ids:
+            out.add(id_)
+        return out
+
     def digest(self, prefix: str) -> bytes:
         """The digest of the ids that begin with the hex digits ``prefix``."""
         found = self._digests.get(prefix)

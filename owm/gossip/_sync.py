@@ -26,6 +26,7 @@ _MAX_PREFIXES: Final = 64
 _MAX_IDS: Final = 1024
 _MAX_REQUEST: Final = MAX_RECORD_BYTES + 8 * 1024
 _TIMEOUT: Final = 5.0
+_FEW: Final = 256  # new ids that are added to a summary; with more it is made anew
 _REMEMBER: Final = 1.0  # seconds for which one summary of a topic serves all that ask
 
 
@@ -199,18 +200,22 @@ class SyncService:
             if found is not None and found.ids.keys() == ids.keys():
                 found.since = trio.current_time()  # its digests serve on
             else:
-                found = self._views[topic] = _View(trio.current_time(), ids)
+                found = self._views[topic] = _View(trio.current_time(), ids, found)
         return found
 
 
 class _View:
     """What a set was a moment ago."""
 
-    def __init__(self, since: float, ids: dict[bytes, bytes]) -> None:
+    def __init__(self, since: float, ids: dict[bytes, bytes], before: _View | None) -> None:
         self.since = since
         self.ids = ids  #: by envelope
         self.envelopes = {id_: envelope for envelope, id_ in ids.items()}
-        self.summary = Summary(self.envelopes)
+        new = [] if before is None else [id_ for id_ in self.envelopes if id_ not in before.summary]
+        if before is not None and len(new) <= _FEW and len(before.summary) + len(new) == len(self.envelopes):
+            self.summary = before.summary.grown(new)
+        else:
+            self.summary = Summary(self.envelopes)
 
 
 def _is_prefix(text: str) -> bool:

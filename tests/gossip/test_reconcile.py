@@ -44,6 +44,16 @@ def test_the_digest_depends_on_the_set_alone(found: list[bytes]) -> None:
     assert one.digest("") == other.digest("") and len(one) == len(other)
 
 
+@given(st.sets(ids, max_size=80), st.sets(ids, max_size=20))
+@settings(max_examples=40)
+def test_a_summary_that_has_grown_is_that_of_all_and_the_old_one_stays(old: set[bytes], new: set[bytes]) -> None:
+    before = Summary(old)
+    digest = before.digest("")
+    grown = before.grown(new)
+    assert grown.digest("") == Summary(old | new).digest("") and len(grown) == len(old | new)
+    assert (before.digest(""), len(before)) == (digest, len(old))
+
+
 def test_ten_thousand_ids_that_differ_in_five_need_few_questions() -> None:
     every = [id_of(number) for number in range(10_000)]
     found, trips = reconcile(Summary(every[5:]), Summary(every))
