@@ -213,9 +213,10 @@ class _View:
         self.envelopes = {id_: envelope for envelope, id_ in ids.items()}
         new = [] if before is None else [id_ for id_ in self.envelopes if id_ not in before.summary]
         if before is not None and len(new) <= _FEW and len(before.summary) + len(new) == len(self.envelopes):
-            self.summary = before.summary.grown(new)
+            summary = before.summary.grown(new)
         else:
-            self.summary = Summary(self.envelopes)
+            summary = Summary(self.envelopes)
+        self.summary: Summary = summary
 
 
 def _is_prefix(text: str) -> bool:
