@@ -9,8 +9,8 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Final
 
-from owm.dht._core_multiaddr import MAX_MULTIADDR, decode_multiaddr, encode_multiaddr
 from owm.dht._core_types import Contact, Message, MessageType
+from owm.net._core_multiaddr import MAX_MULTIADDR, decode_multiaddr, encode_multiaddr
 
 __all__ = ["MAX_MESSAGE", "WireError", "decode_message", "encode_message"]
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from owm.dht._core_multiaddr import decode_multiaddr, encode_multiaddr
 from owm.dht._core_types import Contact, Message, MessageType
 from owm.dht._core_wire import WireError, decode_message, encode_message
 from owm.identity import PeerId
+from owm.net._core_multiaddr import decode_multiaddr, encode_multiaddr
 
 PEER = PeerId.parse("QmcgpsyWgH8Y8ajJz1Cu72KnS5uo2Aa2LpzU7kinSupNKC")
 onion = base64.b32encode(bytes(range(35))).decode().lower()
