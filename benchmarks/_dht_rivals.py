@@ -1,10 +1,11 @@
-"""Other DHTs, measured as ours is: bmuller's ``kademlia``, py-libp2p's KadDHT, and go-libp2p's daemons."""
+"""Other DHTs, measured as ours is: bmuller's ``kademlia``, py-libp2p's KadDHT, go-libp2p's daemons, and hivemind."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import os
+import sys
 from contextlib import AsyncExitStack
 from hashlib import sha256
 from random import Random
@@ -15,7 +16,7 @@ import trio
 
 from benchmarks._meter import Figures, Meter
 
-__all__ = ["bmuller", "go", "library"]
+__all__ = ["bmuller", "go", "hivemind", "library"]
 
 
 async def bmuller(nodes: int, operations: int) -> Figures:
@@ -137,3 +138,40 @@ async def go(nodes: int, operations: int) -> Figures:
         for name, call in (("store", put), ("read", get), ("find_peer", find)):
             await meter.measure(name, [lambda n=n, call=call: call(n) for n in range(operations)])
     return meter.figures
+
+
+async def hivemind(nodes: int, operations: int) -> Figures:
+    """hivemind's DHT: two processes a node, a Python one and go-libp2p's daemon. Its calls block."""
+    from hivemind.dht import DHT
+    from hivemind.utils.timed_storage import get_dht_time
+
+    random = Random(1)
+    peers: list[Any] = []
+    for _ in range(nodes):
+        first = [str(address) for address in peers[0].get_visible_maddrs()] if peers else []
+        peers.append(DHT(start=True, initial_peers=first, host_maddrs=["/ip4/127.0.0.1/tcp/0"]))
+    me = psutil.Process()
+    processes = me.children(recursive=True)
+
+    def cpu() -> float:
+        return sum(sum(process.cpu_times()[:2]) for process in processes)
+
+    meter = Meter(cpu)
+    await meter.rest(asyncio.sleep)
+
+    async def put(n: int) -> bool:
+        return bool(peers[n % nodes].store(f"key {n}", b"v" * 200, get_dht_time() + 600))
+
+    async def get(n: int) -> bool:
+        return random.choice(peers).get(f"key {n}", latest=True) is not None
+
+    await meter.measure("store", [lambda n=n: put(n) for n in range(operations)])
+    await meter.measure("read", [lambda n=n: get(n) for n in range(operations)])
+    print(json.dumps(meter.figures), flush=True)
+    for process in processes:
+        process.kill()
+    os._exit(0)
+
+
+if __name__ == "__main__":  # for an interpreter that has hivemind and not our own dependencies
+    asyncio.run(hivemind(*map(int, sys.argv[1:])))

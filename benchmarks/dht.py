@@ -1,7 +1,9 @@
-"""The DHT over real sockets: ours beside go-libp2p's, py-libp2p's and bmuller's ``kademlia``, and the cores alone.
+"""The DHT over real sockets: ours beside go-libp2p's, py-libp2p's, hivemind's and bmuller's, and the cores alone.
 
 Each network runs in one process of its own, all peers on loopback; CPU is summed over all of them, less what the same
 network used while idle. ``kademlia`` is plain UDP without identities, encryption or signatures: a bound, not a rival.
+hivemind takes part where it is installed, with torch (``pip install torch==2.13.0 hivemind``); ``OWM_HIVEMIND_PYTHON``
+names another interpreter that has it, psutil and trio.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import argparse
 import asyncio
 import heapq
 import json
+import os
 import subprocess
 import sys
 import time
@@ -188,11 +191,20 @@ _NETWORKS: dict[str, Callable[[int, int], Figures]] = {
 }
 
 
+def _python_with_hivemind() -> str | None:
+    python = os.environ.get("OWM_HIVEMIND_PYTHON", sys.executable)
+    code = "import importlib.util as u, sys; sys.exit(not (u.find_spec('hivemind') and u.find_spec('torch')))"
+    return python if subprocess.run([python, "-c", code], check=False).returncode == 0 else None
+
+
 def _in_a_process(network: str, nodes: int, operations: int) -> Figures:
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.dht", "--network", network, str(nodes), str(operations)],
-        capture_output=True, text=True, timeout=900, check=False,
-    )  # fmt: skip
+    return _figures(
+        network, [sys.executable, "-m", "benchmarks.dht", "--network", network, str(nodes), str(operations)]
+    )
+
+
+def _figures(network: str, command: list[str]) -> Figures:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if not lines:
         raise RuntimeError(f"the network {network} failed: {done.stderr[-2000:]}")
@@ -208,6 +220,9 @@ def run(quick: bool) -> list[Result]:
     go = _in_a_process("go-libp2p", nodes, operations)
     rival = _in_a_process("bmuller", nodes, operations)
     library = _in_a_process("py-libp2p", nodes, 10 if quick else 30)
+    hivemind: Figures | None = None
+    if not quick and (python := _python_with_hivemind()):
+        hivemind = _figures("hivemind", [python, "-m", "benchmarks._dht_rivals", str(nodes), str(operations)])
     cores = _in_a_process("cores", 256 if quick else 1024, 100)
     results: list[Result] = []
     for name, figures in ours.items():
@@ -232,6 +247,9 @@ def run(quick: bool) -> list[Result]:
         results.append(Result(f"{name}: CPU", "ms", cpu, library[name]["cpu"], "py-libp2p", 1 / 12))
         results.append(Result(f"{name}: p50", "ms", ours[name]["p50"], library[name]["p50"], "py-libp2p"))
         results.append(Result(f"{name}: CPU", "ms", cpu, rival[name]["cpu"], "kademlia (no security)"))
+        if hivemind is not None:
+            results.append(Result(f"{name}: CPU", "ms", cpu, hivemind[name]["cpu"], "hivemind"))
+            results.append(Result(f"{name}: p50", "ms", ours[name]["p50"], hivemind[name]["p50"], "hivemind"))
         bound = 10.0 if name == "store" else 4.0
         results.append(Result(f"{name}: core alone, a bound", "ms", cores[name]["cpu"], goal=bound))
     return results
