@@ -26,7 +26,7 @@ def contact(number: int, address: str | None = None) -> Contact:
 class Net:
     """``latency`` seconds one way; peers in ``dead`` never answer; ``liars`` answer by a function of their own.
 
-    Values in ``expired`` are genuine and too old. Whoever is not where it is dialled refuses, as another's machine does.
+    Values in ``expired`` are genuine and too old. Where a peer is dialled that is elsewhere, the dial is refused.
     """
 
     def __init__(self, seed: int = 1, latency: float = 0.05) -> None:

@@ -166,7 +166,7 @@ def thousand() -> tuple[Net, list]:
 
 @pytest.mark.slow
 def test_a_region_is_as_large_as_it_should_be_before_anything_is_known_of_the_network(thousand):
-    """At 1,000 peers the first operation of each: about 30 peers take the record, for at most 256 messages and one lookup."""
+    """At 1,000 peers the first operation of each: about 30 take the record, for 256 messages and a lookup at most."""
     net, cores = thousand
     stored, messages = [], []
     for number, core in enumerate(cores[:8]):
