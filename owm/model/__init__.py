@@ -18,6 +18,7 @@ from owm.model._interface import (
 
 if TYPE_CHECKING:
     from owm.config import ModelSettings
+    from owm.identity import PeerId
 
 __all__ = [
     "SHIPPED",
@@ -37,8 +38,11 @@ __all__ = [
 ]
 
 
-def engine_of(settings: ModelSettings) -> Engine:
+def engine_of(settings: ModelSettings, owner: PeerId | None = None) -> Engine:
     """The engine that the settings choose, not running yet.
+
+    Args:
+        owner: whose worker it is; it goes into the hash of a model that has no file.
 
     Raises:
         ConfigError: the settings do not fit together, or name a model that is not known.
@@ -46,7 +50,7 @@ def engine_of(settings: ModelSettings) -> Engine:
     if settings.engine == "openai":
         from owm.model._openai import OpenAIEngine  # loads httpx
 
-        return OpenAIEngine(settings)
+        return OpenAIEngine(settings, owner)
     from owm.model._engine import LlamaEngine
 
     return LlamaEngine(settings)

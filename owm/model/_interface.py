@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Self
 
 import msgspec
+import trio
 
 from owm.records import ServedModel
 
@@ -102,3 +103,7 @@ class Engine(ABC):
 
     @abstractmethod
     def statistics(self) -> EngineStatistics: ...
+
+    async def readiness_changed(self) -> None:
+        """Return once ``statistics().ready`` has changed. An engine that is back within seconds need not say so."""
+        await trio.sleep_forever()

@@ -128,7 +128,7 @@ class MiniLM:
             encoded.append(self._tokenizer.encode(text).ids)
             total += len(encoded[-1])
             if total > MOST_TOKENS:
-                raise Refusal("invalid", f"the texts have more than {MOST_TOKENS} tokens: send fewer at once")
+                raise Refusal("too_long", f"the texts have more than {MOST_TOKENS} tokens: send fewer at once")
         vectors = []
         for ids in encoded:
             _go_on(cancelled)

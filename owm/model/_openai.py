@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final, Self
+from typing import Final, Self
 
 import httpx
+import structlog
+import trio
 
 from owm.config import ModelSettings
 from owm.errors import ConfigError
+from owm.identity import PeerId
+from owm.model._core_dialect import EventData, parse_chunk, parse_models, parse_vectors
 from owm.model._interface import (
     ChatMessage,
     Done,
@@ -32,38 +35,59 @@ from owm.records import ServedModel
 
 __all__ = ["OpenAIEngine"]
 
+_log = structlog.get_logger(__name__)
+
 _TIMEOUT: Final = httpx.Timeout(120.0, connect=5.0)
-_MOST_LINE: Final = 1 << 20
+_PROBE_SECONDS: Final = 10.0  #: for the server to list its models
+_PROBE_EVERY: Final = 30.0  #: while all is well, so that a server that died is noticed before a task fails with it
+_FIRST_BACKOFF: Final = 0.5
+_LONGEST_BACKOFF: Final = 30.0
+_MOST_ERROR: Final = 1 << 16  #: bytes of an error's body
+_MOST_MODELS: Final = 4 << 20
+_MOST_VECTORS: Final = 64 << 20
+_SLACK: Final = 8  #: pieces beyond the tokens that were asked for
 
 
 class OpenAIEngine(Engine):
     """Passes work on to ``[model] url``.
 
-    The server says nothing of its weights, so the "hash" that the manifest shows for its model is the hash of the URL
-    and the name: it tells two servers apart and proves nothing.
+    The server says nothing of its weights, so the "hash" that the manifest shows for a model is made of the worker's
+    peer id, the URL, the model's kind and its name: it tells two workers apart, and proves nothing.
+
+    After a failure the engine is not ready until the server lists its models again; it is asked with back-off.
+
+    Args:
+        owner: whose worker it is.
     """
 
     kind = "openai"
 
-    def __init__(self, settings: ModelSettings) -> None:
+    def __init__(self, settings: ModelSettings, owner: PeerId | None = None) -> None:
         if not settings.url:
             raise ConfigError('model.engine = "openai" needs model.url, such as "http://127.0.0.1:8000/v1"')
         key = os.environ.get(settings.api_key_env, "") if settings.api_key_env else ""
         if settings.api_key_env and not key:
             raise ConfigError(f"model.api_key_env names {settings.api_key_env}, which is not set")
         self._settings = settings
-        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._base = settings.url.rstrip("/")
+        # A compressed stream could grow without bound before we see its size.
+        self._headers = {"Accept-Encoding": "identity", **({"Authorization": f"Bearer {key}"} if key else {})}
         self._client: httpx.AsyncClient | None = None
         self._busy = 0
         self._generated = 0
-        self._sha256 = hashlib.sha256(f"openai:{settings.url}:{settings.chat}".encode()).hexdigest()
+        self._chat = self._served(settings.chat, "chat", owner)
+        self._embedding = self._served(settings.embedding, "embedding", owner) if settings.embedding else None
+        self._ready = False
+        self._failed = trio.Event()
+        self._changed = trio.Event()
+
+    def _served(self, name: str, kind: str, owner: PeerId | None) -> ServedModel:
+        parts = ("openai", str(owner or ""), self._base, kind, name)
+        return ServedModel(name, hashlib.sha256(json.dumps(parts).encode()).hexdigest(), kind, self._settings.context)
 
     @property
     def models(self) -> tuple[ServedModel, ...]:
-        chat = ServedModel(self._settings.chat, self._sha256, "chat", self._settings.context)
-        if not self._settings.embedding:
-            return (chat,)
-        return (chat, ServedModel(self._settings.embedding, self._sha256, "embedding", self._settings.context))
+        return (self._chat,) if self._embedding is None else (self._chat, self._embedding)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Self]:
@@ -73,23 +97,72 @@ class OpenAIEngine(Engine):
             ConfigError: it refuses the key, or does not know the model; the message lists those that it knows.
             EngineError: it does not answer.
         """
-        base = self._settings.url.rstrip("/")
-        async with httpx.AsyncClient(base_url=base, headers=self._headers, timeout=_TIMEOUT, trust_env=False) as client:
-            try:
-                response = await client.get("/models")
-                if response.status_code in (401, 403):
-                    raise ConfigError(f"{base} refuses the key ({response.status_code}): check model.api_key_env")
-                response.raise_for_status()
-                known = [str(entry["id"]) for entry in response.json()["data"]]
-            except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
-                raise EngineError(f"model.url: no OpenAI-compatible server answers at {base}: {error}") from error
-            if self._settings.chat not in known:
-                raise ConfigError(f"model.chat: {base} does not serve {self._settings.chat!r}, but {', '.join(known)}")
+        async with httpx.AsyncClient(
+            base_url=self._base, headers=self._headers, timeout=_TIMEOUT, trust_env=False
+        ) as client:
             self._client = client
             try:
-                yield self
+                await self._probe()
+                self._set_ready(True)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._watch)
+                    yield self
+                    nursery.cancel_scope.cancel()
             finally:
                 self._client = None
+                self._set_ready(False)
+
+    async def _probe(self) -> None:
+        """Ask the server for its models; raises ConfigError or EngineError, as :meth:`running` does."""
+        base = self._base
+        try:
+            with trio.fail_after(_PROBE_SECONDS):
+                async with self._open().stream("GET", "/models") as response:
+                    if response.status_code in (401, 403):
+                        raise ConfigError(f"{base} refuses the key ({response.status_code}): check model.api_key_env")
+                    response.raise_for_status()
+                    known = parse_models(await _read(response, _MOST_MODELS))
+        except (httpx.HTTPError, httpx.InvalidURL, EngineError, trio.TooSlowError) as error:
+            reason = str(error) or type(error).__name__
+            raise EngineError(f"model.url: no OpenAI-compatible server answers at {base}: {reason}") from error
+        for model in self.models:
+            if model.id not in known:
+                names = ", ".join(known[:50])
+                raise ConfigError(f"model.{model.kind}: {base} does not serve {model.id!r}, but {names}")
+
+    async def _watch(self) -> None:
+        """Ask now and then, at once after a failure, and with back-off until the server answers again."""
+        while True:
+            with trio.move_on_after(_PROBE_EVERY):
+                await self._failed.wait()
+            self._failed = trio.Event()
+            backoff = _FIRST_BACKOFF
+            while True:
+                try:
+                    await self._probe()
+                except (EngineError, ConfigError) as error:
+                    self._set_ready(False)
+                    _log.warning("the server behind this worker is away", reason=str(error), wait_seconds=backoff)
+                    await trio.sleep(backoff)
+                    backoff = min(backoff * 2, _LONGEST_BACKOFF)
+                else:
+                    self._set_ready(True)
+                    break
+
+    def _set_ready(self, ready: bool) -> None:
+        if ready != self._ready:
+            self._ready = ready
+            _log.info("the server behind this worker", ready=ready)
+            self._changed.set()
+            self._changed = trio.Event()
+
+    def _fail(self) -> None:
+        """No more work until the server has shown that it lives."""
+        self._set_ready(False)
+        self._failed.set()
+
+    async def readiness_changed(self) -> None:
+        await self._changed.wait()
 
     def _open(self) -> httpx.AsyncClient:
         if self._client is None:
@@ -97,11 +170,35 @@ class OpenAIEngine(Engine):
         return self._client
 
     @asynccontextmanager
+    async def _asked(self, path: str, body: dict[str, object]) -> AsyncIterator[httpx.Response]:
+        """The response to one request, its status checked. Leaving closes it, which tells such servers to stop."""
+        client = self._open()
+        if not self._ready:
+            raise EngineCrashed("the server behind this worker does not answer; it is asked again")
+        self._busy += 1
+        try:
+            async with client.stream("POST", path, json=body) as response:
+                if response.status_code != 200:
+                    raise _refusal(response.status_code, await _read(response, _MOST_ERROR))
+                if response.headers.get("content-encoding", "identity") != "identity":
+                    raise EngineError("the server behind this worker sent a compressed answer, which was not asked for")
+                yield response
+        except httpx.HTTPError as error:
+            self._fail()
+            reason = str(error) or type(error).__name__
+            raise EngineCrashed(f"the server behind this worker failed: {reason}") from error
+        except EngineError:
+            self._fail()
+            raise
+        finally:
+            self._busy -= 1
+
+    @asynccontextmanager
     async def generate(self, request: GenerateRequest) -> AsyncIterator[AsyncIterator[Token | Done]]:
-        if request.model not in ("", self._settings.chat):
+        if request.model not in ("", self._chat.id):
             raise InvalidRequest(f"this worker does not serve the model {request.model!r}")
         body = {
-            "model": self._settings.chat,
+            "model": self._chat.id,
             "messages": [{"role": message.role, "content": message.content} for message in request.messages],
             "max_tokens": request.max_tokens,
             "temperature": request.temperature,
@@ -112,74 +209,43 @@ class OpenAIEngine(Engine):
         }
         if request.stop:
             body["stop"] = list(request.stop)
-        self._busy += 1
-        try:
-            # Leaving the block closes the response, which is how such servers are told to stop.
-            async with self._open().stream("POST", "/chat/completions", json=body) as response:
-                if response.status_code != 200:
-                    raise _refusal(response.status_code, await response.aread())
-                yield self._items(response, request.max_tokens)
-        except httpx.HTTPError as error:
-            raise EngineCrashed(f"the server behind this worker failed: {error}") from error
-        finally:
-            self._busy -= 1
+        async with self._asked("/chat/completions", body) as response:
+            yield self._items(response, request.max_tokens)
 
     async def _items(self, response: httpx.Response, most: int) -> AsyncIterator[Token | Done]:
-        finish, count, size = "stop", 0, 0
-        usage: dict[str, Any] = {}
-        try:
-            async for line in response.aiter_lines():
-                if len(line) > _MOST_LINE:
-                    raise EngineError("the server behind this worker sent a line without end")
-                if not line.startswith("data:"):
-                    continue
-                data = line[5:].strip()
-                if data == "[DONE]":
-                    break
-                chunk = _chunk(data)
-                usage = chunk.get("usage") or usage
-                for choice in chunk.get("choices") or ():
-                    text = (choice.get("delta") or {}).get("content")
-                    if text:
-                        count += 1
-                        self._generated += 1
-                        size += len(str(text).encode())
-                        yield Token(str(text), -1, math.nan)
-                    if choice.get("finish_reason"):
-                        finish = "length" if choice["finish_reason"] == "length" else "stop"
-            else:
-                raise EngineCrashed("the server behind this worker ended its answer early")
-        except httpx.HTTPError as error:
-            raise EngineCrashed(f"the server behind this worker failed: {error}") from error
-        # Such servers send several tokens at once where a character takes several, and count some that have no text.
-        completion = int(usage.get("completion_tokens") or count)
-        for _ in range(min(completion, size, most) - count):
-            yield Token("", -1, math.nan)
-        yield Done(
-            finish=finish,
-            prompt_tokens=int(usage.get("prompt_tokens") or 0),
-            completion_tokens=completion,
-            model=self._settings.chat,
-            model_sha256=self._sha256,
-        )
+        """What is raised here passes through the block of :meth:`_asked`."""
+        events, count = EventData(), 0
+        finish, prompt, completion = "stop", 0, None
+        async for data in response.aiter_raw(1 << 16):
+            for event in events.feed(data):
+                if event == b"[DONE]":
+                    yield Done(
+                        finish=finish,
+                        prompt_tokens=prompt,
+                        completion_tokens=count if completion is None else completion,
+                        model=self._chat.id,
+                        model_sha256=self._chat.sha256,
+                    )
+                    return
+                chunk = parse_chunk(event)
+                finish = chunk.finish or finish
+                prompt = prompt if chunk.prompt_tokens is None else chunk.prompt_tokens
+                completion = completion if chunk.completion_tokens is None else chunk.completion_tokens
+                for text in chunk.texts:
+                    count += 1
+                    self._generated += 1
+                    if count > most + _SLACK:
+                        raise EngineError("the server behind this worker sent more than was asked for")
+                    yield Token(text, -1, 0.0)
+        raise EngineCrashed("the server behind this worker ended its answer early")
 
     async def embed(self, texts: Sequence[str], model: str = "") -> Embeddings:
-        name = self._settings.embedding
-        if not name or model not in ("", name):
+        served = self._embedding
+        if served is None or model not in ("", served.id):
             raise InvalidRequest(f"this worker does not serve the embedding model {model!r}")
-        try:
-            response = await self._open().post("/embeddings", json={"model": name, "input": list(texts)})
-            if response.status_code != 200:
-                raise _refusal(response.status_code, response.content)
-            found = response.json()
-            rows = sorted(found["data"], key=lambda row: row["index"])
-            vectors = tuple(tuple(float(value) for value in row["embedding"]) for row in rows)
-        except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
-            raise EngineError(f"the server behind this worker failed: {error}") from error
-        if len(vectors) != len(texts):
-            raise EngineError("the server behind this worker sent another number of vectors than texts")
-        tokens = int((found.get("usage") or {}).get("prompt_tokens", 0))
-        return Embeddings(vectors=vectors, prompt_tokens=tokens, model=name, model_sha256=self._sha256)
+        async with self._asked("/embeddings", {"model": served.id, "input": list(texts)}) as response:
+            vectors, tokens = parse_vectors(await _read(response, _MOST_VECTORS), len(texts))
+        return Embeddings(vectors=vectors, prompt_tokens=tokens, model=served.id, model_sha256=served.sha256)
 
     async def count_tokens(self, messages: Sequence[ChatMessage]) -> int:
         """An upper estimate: such servers have no common way to ask, and a token has at least one byte in three."""
@@ -187,23 +253,21 @@ class OpenAIEngine(Engine):
 
     def statistics(self) -> EngineStatistics:
         return EngineStatistics(
-            ready=self._client is not None,
+            ready=self._ready,
             slots=self._settings.slots,
             busy=min(self._busy, self._settings.slots),
             generated_tokens=self._generated,
         )
 
 
-def _chunk(data: str) -> dict[str, Any]:
-    try:
-        found = json.loads(data)
-    except ValueError as error:
-        raise EngineError("the server behind this worker sent what is not JSON") from error
-    if not isinstance(found, dict):
-        raise EngineError("the server behind this worker sent what is not an object")
-    if "error" in found:
-        raise EngineError(f"the server behind this worker failed: {str(found['error'])[:300]}")
-    return found
+async def _read(response: httpx.Response, most: int) -> bytes:
+    """The whole body; raises EngineError as soon as it is larger."""
+    found = bytearray()
+    async for data in response.aiter_raw(1 << 16):
+        found += data
+        if len(found) > most:
+            raise EngineError(f"the server behind this worker sent more than {most >> 10} KiB at once")
+    return bytes(found)
 
 
 def _refusal(status: int, body: bytes) -> Exception:

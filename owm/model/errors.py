@@ -37,7 +37,7 @@ class InvalidRequest(UsageError):
 
 
 class PromptTooLong(UsageError):
-    """The prompt leaves no room for an answer in the model's context; nothing was run."""
+    """The prompt leaves no room for an answer in the model's context, or the texts to embed are too many."""
 
 
 class ModelMissing(ConfigError):

@@ -44,7 +44,7 @@ from owm.tasks import (
     TokenEvent,
 )
 from owm.tasks import Started as TaskStarted
-from owm.tasks.errors import ConsumerTooSlow, InvalidTask, NoWorkers, TaskFailed, TooManyTasks
+from owm.tasks.errors import ConsumerTooSlow, InvalidTask, NoWorkers, TaskTimedOut, TooManyTasks
 
 __all__ = ["NetworkBackend"]
 
@@ -225,11 +225,11 @@ def _as_api_error(error: OwmError) -> OwmError:
             return NoWorker("no worker that could do this is available now; try again in 5 s", retry_after=5)
         case TooManyTasks():
             return Busy(str(error), retry_after=1)
-        case InvalidTask() if "token" in str(error) or "context" in str(error):
+        case InvalidTask(code="too_long"):
             return PromptTooLarge(str(error))
         case InvalidTask():
             return BadRequest(str(error))
-        case TaskFailed() if "not done within" in str(error):
+        case TaskTimedOut():
             return TimedOut("the answer was not complete in time; ask again, or for fewer tokens")
         case ConsumerTooSlow():
             return TimedOut(str(error))

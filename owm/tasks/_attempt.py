@@ -16,6 +16,7 @@ from owm.identity import Identity
 from owm.net import FrameStream, Network
 from owm.net.errors import NetworkError, ProtocolViolation, StreamReset
 from owm.records import SignedRecord
+from owm.store import Content
 from owm.tasks._core_life import TaskEvent, TaskLife
 from owm.tasks._core_scheduler import Patience
 from owm.tasks._core_sealing import Binding, Opener, Sealer, requester_keys
@@ -42,7 +43,7 @@ from owm.tasks._types import (
     Tokens,
     Vectors,
 )
-from owm.tasks.errors import InvalidTask, SealBroken, TaskFailed, TaskRefused, WorkerFault
+from owm.tasks.errors import Impossible, SealBroken, TaskFailed, TaskRefused, WorkerFault
 
 __all__ = ["Attempt", "Proof"]
 
@@ -61,6 +62,7 @@ class Proof:
     finished: Finished
     receipt: SignedRecord
     signature: bytes  #: ours, of the receipt's id
+    output: Content  #: what the receipt's output hash is the hash of
 
 
 @dataclass(slots=True)
@@ -89,18 +91,15 @@ class Attempt:
     vectors: list[bytes] = field(default_factory=list)
     _ids: list[int] = field(default_factory=list)
     _logprobs: list[int] = field(default_factory=list)
+    _texts: list[str] = field(default_factory=list)
     _size: int = 0  # bytes of text
-
-    @property
-    def input_hash(self) -> bytes:
-        return input_hash(self.salt, self.body)
 
     async def run(self, accepted: Callable[[], Awaitable[None]], output: Callable[[Tokens], Awaitable[None]]) -> Proof:
         """Do it all; cancellation resets the stream, which cancels the work at the worker.
 
         Raises:
             TaskRefused: the worker did not take it.
-            InvalidTask: nobody could do this task.
+            Impossible: it says that nobody could do it.
             TaskFailed, NetworkError, WorkerFault, SealBroken, ProtocolViolation: it went wrong with this worker.
         """
         stream = None
@@ -143,7 +142,7 @@ class Attempt:
             answer = _answers.decode(await _next(frames))
         if not isinstance(answer, Accepted):
             if answer.code == "invalid":
-                raise InvalidTask(f"the worker refused the task: {answer.message}")
+                raise Impossible("refused", answer.message)
             raise TaskRefused(answer.code, answer.message)
         opener = Opener(receive_key, answer.header)
         self.life.apply(TaskEvent.ACCEPT)
@@ -160,8 +159,8 @@ class Attempt:
             else:
                 patience.note(now - last)
             if isinstance(message, Failed):
-                if message.code == "invalid":
-                    raise InvalidTask(message.message)
+                if message.code in ("invalid", "too_long"):
+                    raise Impossible("too_long" if message.code == "too_long" else "refused", message.message)
                 raise TaskFailed(f"the worker failed ({message.code}): {message.message}")
             if isinstance(message, Finished):
                 opener.end()
@@ -180,6 +179,7 @@ class Attempt:
                 raise WorkerFault("the worker's tokens do not match up")
             self._ids += message.ids
             self._logprobs += message.logprobs
+            self._texts += message.text
             self._size += sum(len(text.encode()) for text in message.text)
             if len(self._ids) > self.body.max_tokens + _SLACK_TOKENS:
                 raise WorkerFault("the worker sent more tokens than were asked for")
@@ -199,22 +199,21 @@ class Attempt:
             if isinstance(self.body, EmbedTask):
                 if len(self.vectors) != len(self.body.texts):
                     raise WorkerFault("the worker left out vectors")
-                output = vectors_hash(self.vectors, claimed.model_sha256)
+                output = vectors_content(self.vectors, claimed.model_sha256)
             else:
-                output = answer_hash(
-                    self._ids, self._logprobs, finished.template_sha256, self.body.seed, claimed.model_sha256
-                )
+                template, seed, text = finished.template_sha256, self.body.seed, "".join(self._texts)
+                output = answer_content(self._ids, self._logprobs, template, seed, claimed.model_sha256, text)
                 if claimed.completion_tokens > most_tokens(self.body, len(self._ids), self._size):
                     raise WorkerFault("the worker's receipt counts more tokens than it sent, or than were asked for")
             served = {model.sha256 for model in self.worker.manifest.models}
             if claimed.model_sha256 not in served:
                 raise WorkerFault("the worker used a model that its manifest does not list")
-            check_receipt(claimed, binding, self.body, self.salt, output)
+            check_receipt(claimed, binding, self.body, self.salt, output.hash)
         except WorkerFault:
             self.life.apply(TaskEvent.REJECT)
             raise
         self.life.apply(TaskEvent.VERIFIED)
-        return Proof(finished, signed, countersign(self.identity, signed))
+        return Proof(finished, signed, countersign(self.identity, signed), output)
 
     async def _countersign(self, frames: FrameStream, frame: bytes) -> None:
         """Send our signature and wait for the worker to close: a reset from us could overtake it."""

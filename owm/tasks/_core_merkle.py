@@ -4,8 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import sha256
+from typing import Final
 
-__all__ = ["MerkleLog", "leaf_hash", "verify_consistency", "verify_inclusion"]
+__all__ = [
+    "KEPT_LEVELS",
+    "Frontier",
+    "MerkleLog",
+    "combined",
+    "consistency_ranges",
+    "inclusion_ranges",
+    "leaf_hash",
+    "subtrees",
+    "verify_consistency",
+    "verify_inclusion",
+]
+
+KEPT_LEVELS: Final = 8  #: the hashes of subtrees of 2**8, 2**16, ... entries are kept: proofs read few hundred hashes
 
 
 def leaf_hash(leaf: bytes) -> bytes:
@@ -51,34 +65,14 @@ class MerkleLog:
         size = len(self) if size is None else size
         if not 0 <= position < size <= len(self):
             raise ValueError("no such entry in a tree of that size")
-        path, start, end = [], 0, size
-        while end - start > 1:
-            middle = start + _split(end - start)
-            if position < middle:
-                path.append(self._hash(middle, end))
-                end = middle
-            else:
-                path.append(self._hash(start, middle))
-                start = middle
-        return path[::-1]
+        return [self._hash(*part) for part in inclusion_ranges(position, size)]
 
     def consistency(self, old: int, size: int | None = None) -> list[bytes]:
         """The proof that the tree of ``old`` entries is a prefix of that of ``size`` (RFC 6962, 2.1.2)."""
         size = len(self) if size is None else size
         if not 0 < old <= size <= len(self):
             raise ValueError("no such trees in this log")
-        path, start, end, whole = [], 0, size, True
-        while old != end:
-            middle = start + _split(end - start)
-            if old <= middle:
-                path.append(self._hash(middle, end))
-                end = middle
-            else:
-                path.append(self._hash(start, middle))
-                start, whole = middle, False
-        if not whole:
-            path.append(self._hash(start, end))
-        return path[::-1]
+        return [self._hash(*part) for part in consistency_ranges(old, size)]
 
     def _hash(self, start: int, end: int) -> bytes:
         width = end - start
@@ -87,6 +81,87 @@ class MerkleLog:
             return self._levels[level][start >> level]
         middle = start + _split(width)
         return _node(self._hash(start, middle), self._hash(middle, end))
+
+
+class Frontier:
+    """The roots of the complete subtrees that a log's entries make: all that appending and the root need."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._peaks: list[bytes] = []  # the largest first
+
+    def append(self, value: bytes, level: int = 0) -> list[tuple[int, int, bytes]]:
+        """Add the hash of an entry, or of a complete subtree of 2**level entries.
+
+        Returns:
+            Level, position and hash of the subtrees that this completed on the levels that are kept.
+
+        Raises:
+            ValueError: the log's size is no multiple of the subtree's.
+        """
+        position, rest = divmod(self.size, 1 << level)
+        if rest:
+            raise ValueError("a subtree can only be added where one begins")
+        self.size += 1 << level
+        completed = []
+        while position & 1:
+            value = _node(self._peaks.pop(), value)
+            position, level = position >> 1, level + 1
+            if level % KEPT_LEVELS == 0:
+                completed.append((level, position, value))
+        self._peaks.append(value)
+        return completed
+
+    def root(self) -> bytes:
+        return combined(self._peaks) if self._peaks else sha256(b"").digest()
+
+
+def combined(peaks: Sequence[bytes]) -> bytes:
+    """The hash of a range of entries from those of its subtrees, as :func:`subtrees` names them."""
+    value = peaks[-1]
+    for peak in reversed(peaks[:-1]):
+        value = _node(peak, value)
+    return value
+
+
+def subtrees(start: int, end: int) -> list[tuple[int, int]]:
+    """Level and position of the complete subtrees that a range of a proof consists of, the largest first."""
+    found = []
+    while start < end:
+        level = (end - start).bit_length() - 1
+        found.append((level, start >> level))
+        start += 1 << level
+    return found
+
+
+def inclusion_ranges(position: int, size: int) -> list[tuple[int, int]]:
+    """The ranges of entries whose hashes make the audit path of an entry (RFC 6962, 2.1.1)."""
+    path, start, end = [], 0, size
+    while end - start > 1:
+        middle = start + _split(end - start)
+        if position < middle:
+            path.append((middle, end))
+            end = middle
+        else:
+            path.append((start, middle))
+            start = middle
+    return path[::-1]
+
+
+def consistency_ranges(old: int, size: int) -> list[tuple[int, int]]:
+    """The ranges of entries whose hashes prove that one tree is a prefix of another (RFC 6962, 2.1.2)."""
+    path, start, end, whole = [], 0, size, True
+    while old != end:
+        middle = start + _split(end - start)
+        if old <= middle:
+            path.append((middle, end))
+            end = middle
+        else:
+            path.append((start, middle))
+            start, whole = middle, False
+    if not whole:
+        path.append((start, end))
+    return path[::-1]
 
 
 def _split(width: int) -> int:

@@ -31,6 +31,7 @@ class Want:
     min_tier: str
     priority: int
     exclude: frozenset[PeerId] = frozenset()
+    context: int = 0  #: tokens that a worker's chat model should be able to hold
     placed: Peer | None = None
     hopeless: bool = False  #: nobody is left who could ever take it
     gone: bool = False  #: who wanted it left
@@ -135,30 +136,36 @@ class SchedulerCore:
             want = item[2]
             if want.gone:
                 continue
-            self._place(want)
+            full = self._place(want)
             if want.placed is not None or want.hopeless:
                 settled.append(want)
                 continue
             aside.append(item)
-            if not want.exclude:
+            if full and not want.exclude:
                 break  # those behind it that exclude nobody want the same workers, all full
         for item in aside:
             heapq.heappush(heap, item)
         return settled
 
-    def _place(self, want: Want) -> None:
+    def _place(self, want: Want) -> bool:
+        """Choose a worker if one is free; True when none of those that may do it is."""
         usable = [peer for peer in self._eligible(*want.key, False) if peer.id not in want.exclude]
         if not usable:  # better a worker that failed lately than none
             usable = [peer for peer in self._eligible(*want.key, True) if peer.id not in want.exclude]
             if not usable:
                 want.hopeless = True
-                return
+                return False
         free = [peer for peer in usable if self._has_room(peer)]
         if not free:
-            return
+            return True
+        if want.context:
+            free = _large_enough(free, usable, want)
+            if not free:
+                return False
         drawn = self._random.sample(free, 2) if len(free) > 2 else free
         want.placed = min(drawn, key=self._cost)
         self.in_flight[want.placed.id] += 1
+        return False
 
     def _has_room(self, peer: Peer) -> bool:
         # A little more than the slots, so that a slot that frees itself has its next task waiting there.
@@ -170,3 +177,18 @@ class SchedulerCore:
         load = (known + 1) / max(1, peer.manifest.slots)
         latency = _UNMEASURED if peer.latency is None else peer.latency
         return (max(load, 0.5) * (0.05 + latency) / max(self._weight(peer.id), 0.05), peer.manifest.base_rate_msat)
+
+
+def _large_enough(free: list[Peer], usable: list[Peer], want: Want) -> list[Peer]:
+    """Those of ``free`` whose context is large enough or, where no usable worker's is, the largest."""
+    large = [peer for peer in free if _context(peer, want.model) >= want.context]
+    if large:
+        return large
+    most = max(_context(peer, want.model) for peer in usable)
+    return [] if most >= want.context else [peer for peer in free if _context(peer, want.model) == most]
+
+
+def _context(peer: Peer, model: str) -> int:
+    """Tokens of the chat model that would answer; the largest, where the task names none."""
+    found = (served.context for served in peer.manifest.models if served.kind == "chat" and model in ("", served.id))
+    return max(found, default=0)

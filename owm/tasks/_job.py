@@ -8,7 +8,7 @@ import trio
 
 from owm.net import FrameStream
 from owm.records import SignedRecord, TaskReceipt
-from owm.store import TaskEntry
+from owm.store import Content, TaskEntry
 from owm.tasks._core_sealing import Binding, Opener, Sealer
 from owm.tasks._types import Body, Offer
 
@@ -48,7 +48,8 @@ class Job:
     offer: Offer
     binding: Binding
     body: Body
-    input_hash: bytes
+    input: Content
+    salt: bytes
     frames: FrameStream
     sealer: Sealer
     opener: Opener
@@ -70,7 +71,7 @@ class Job:
             type=self.offer.type,
             peer=bytes(self.binding.requester),
             state=state,
-            input_hash=self.input_hash,
+            input_hash=self.input.hash,
             output_hash=receipt.output_hash if receipt else b"",
             created=self.accepted,
             started=self.started,
@@ -80,4 +81,5 @@ class Job:
             payment="due" if receipt and receipt.price_msat else "none",
             error=error,
             receipt=signed.envelope if signed is not None else None,
+            salt=self.salt,
         )

@@ -12,20 +12,24 @@ import msgspec
 from owm.identity import Identity, PeerId, verify
 from owm.records import SignedRecord, TaskReceipt, open_record
 from owm.records.errors import RecordError
+from owm.store import Content
 from owm.tasks._core_sealing import Binding
 from owm.tasks._types import LOGPROB_SCALE, Body, InferenceTask
 from owm.tasks.errors import WorkerFault
 
 __all__ = [
+    "answer_content",
     "answer_hash",
     "check_receipt",
     "countersign",
     "countersigned",
+    "input_content",
     "input_hash",
     "most_tokens",
     "open_receipt",
     "packed_logprob",
     "unpacked_logprob",
+    "vectors_content",
     "vectors_hash",
 ]
 
@@ -35,19 +39,40 @@ _UNKNOWN: Final = -(2**31)
 _TEXTLESS: Final = 8  # tokens of an answer that may have no text: its end, a character cut short, marks of the template
 
 
+def input_content(salt: bytes, body: Body) -> Content:
+    """The task's salt and its canonical body, and their hash."""
+    return _content(b"owm-task-input/1" + salt + _encode(body))
+
+
+def answer_content(
+    ids: Sequence[int], logprobs: Sequence[int], template: str, seed: int, model_sha256: str, text: str = ""
+) -> Content:
+    """What makes an answer checkable, and its hash; log-probabilities are integers, in 1/1024 nat."""
+    return _content(b"owm-task-answer/1" + _encode((ids, logprobs, template, seed, model_sha256)), text)
+
+
+def vectors_content(vectors: Sequence[bytes], model_sha256: str) -> Content:
+    """Embeddings as they travelled (float32, little endian), and their hash."""
+    return _content(b"owm-task-vectors/1" + _encode((vectors, model_sha256)))
+
+
+def _content(data: bytes, text: str = "") -> Content:
+    return Content(hashlib.sha256(data).digest(), data, text)
+
+
 def input_hash(salt: bytes, body: Body) -> bytes:
     """SHA-256 over the task's salt and its canonical body: says nothing to who does not know both."""
-    return hashlib.sha256(b"owm-task-input/1" + salt + _encode(body)).digest()
+    return input_content(salt, body).hash
 
 
 def answer_hash(ids: Sequence[int], logprobs: Sequence[int], template: str, seed: int, model_sha256: str) -> bytes:
-    """SHA-256 of what makes an answer checkable; log-probabilities are integers, in 1/1024 nat."""
-    return hashlib.sha256(b"owm-task-answer/1" + _encode((ids, logprobs, template, seed, model_sha256))).digest()
+    """SHA-256 of what makes an answer checkable."""
+    return answer_content(ids, logprobs, template, seed, model_sha256).hash
 
 
 def vectors_hash(vectors: Sequence[bytes], model_sha256: str) -> bytes:
-    """SHA-256 over embeddings as they travelled (float32, little endian)."""
-    return hashlib.sha256(b"owm-task-vectors/1" + _encode((vectors, model_sha256))).digest()
+    """SHA-256 over embeddings."""
+    return vectors_content(vectors, model_sha256).hash
 
 
 def packed_logprob(logprob: float) -> int:

@@ -30,13 +30,23 @@ from owm.tasks._events import Completed, Embedded, Event, Restart, Started, Toke
 from owm.tasks._receipts import unpacked_logprob
 from owm.tasks._scheduler import Scheduler
 from owm.tasks._types import Body, EmbedTask, InferenceTask, Tokens
-from owm.tasks.errors import ConsumerTooSlow, InvalidTask, NoWorkers, TaskFailed, TaskRefused
+from owm.tasks.errors import (
+    ConsumerTooSlow,
+    Impossible,
+    InvalidTask,
+    NoWorkers,
+    TaskFailed,
+    TaskRefused,
+    TaskTimedOut,
+)
 
 __all__ = ["TaskEvents", "TaskRequester"]
 
 _log = structlog.get_logger(__name__)
 
 _BUFFER: Final = 256  # events that may wait for the consumer
+_AGREEMENT: Final = 2  # workers whose word that a task cannot be done is believed
+_BYTES_PER_TOKEN: Final = 4
 _NOT_COUNTED: Final = ("busy", "draining")
 
 
@@ -68,11 +78,13 @@ class _Job:
         self.events = events
         self.created = created
         self.type = str(type(body).__struct_config__.tag)
+        self.context = _estimate(body)
         self.life = TaskLife()
         self.scope = trio.CancelScope()
         self.finished = trio.Event()
         self.emitted = False  #: tokens of the present attempt have gone out
         self.excluded: set[PeerId] = set()
+        self.verdicts: dict[PeerId, Impossible] = {}  #: of workers that say that nobody could do it
         self.task = b""
         self.worker: Peer | None = None
         self.input_hash = b""
@@ -138,7 +150,7 @@ class TaskRequester:
         Iterating the events raises, in place of Completed:
             NoWorkers: nobody is left who could do it.
             TooManyTasks: our queue is full.
-            InvalidTask: no worker could do this task, for example because the prompt is too long.
+            InvalidTask: two workers, or all there are, agree that it cannot be done: the prompt is too long.
             TaskFailed: the time was up, or every attempt failed.
             ConsumerTooSlow: the events were not read in time.
         """
@@ -179,7 +191,7 @@ class TaskRequester:
             with job.scope, trio.move_on_after(timeout) as timer:
                 await self._attempts(job, trio.current_time() + timeout)
             if timer.cancelled_caught:
-                job.events.error = TaskFailed(f"not done within {timeout:.0f} s: {job.last_error or 'no answer'}")
+                job.events.error = TaskTimedOut(f"not done within {timeout:.0f} s: {job.last_error or 'no answer'}")
         except OwmError as error:
             job.events.error = error
         finally:
@@ -201,9 +213,12 @@ class TaskRequester:
     async def _attempts(self, job: _Job, deadline: float) -> None:
         while True:
             try:
-                async with self._scheduler.lease(job.type, job.body.model, frozenset(job.excluded)) as worker:
+                excluded = frozenset(job.excluded)
+                async with self._scheduler.lease(job.type, job.body.model, excluded, job.context) as worker:
                     done = await self._attempt(job, worker, deadline - trio.current_time())
             except NoWorkers as error:
+                if job.verdicts and job.excluded == job.verdicts.keys():
+                    raise _impossible(job) from error
                 if job.last_error:
                     raise NoWorkers(f"{error} (the last one failed: {job.last_error})") from error
                 raise
@@ -249,6 +264,9 @@ class TaskRequester:
         except TaskRefused as error:
             self._refused(job, worker, error)
             return False
+        except Impossible as error:
+            self._doubted(job, worker, error)
+            return False
         except TooManyStreams as error:  # ours is the limit: nobody failed
             job.last_error = str(error)
             job.life.refused()
@@ -262,6 +280,9 @@ class TaskRequester:
             self._lost(job, worker, error)
             return False
         self._scheduler.outcome(worker.id, True, attempt.latency)
+        for refuser in job.verdicts:
+            if _as_able(self._directory.get(refuser), worker):
+                self._scheduler.outcome(refuser, False)  # what it called impossible was done by its like
         job.proof, job.vectors = proof, attempt.vectors
         finished = proof.finished
         await self._log(job)
@@ -280,6 +301,16 @@ class TaskRequester:
             job.life.apply(TaskEvent.REQUEUE)
         if error.code != "busy":
             job.excluded.add(worker.id)
+
+    def _doubted(self, job: _Job, worker: Peer, error: Impossible) -> None:
+        """One worker's word ends no task; that of two does."""
+        job.last_error = f"a worker says that it cannot be done ({error.code})"
+        job.excluded.add(worker.id)
+        job.verdicts[worker.id] = error
+        job.life.apply(TaskEvent.REQUEUE)
+        _log.info("said to be impossible", worker=worker.id.short, task=job.task.hex(), reason=str(error)[:512])
+        if len(job.verdicts) >= _AGREEMENT:
+            raise _impossible(job)
 
     def _lost(self, job: _Job, worker: Peer, error: Exception) -> None:
         job.last_error = str(error)
@@ -321,3 +352,25 @@ class TaskRequester:
                 countersignature=job.proof.signature if job.proof else None,
             )
         )
+
+
+def _estimate(body: Body) -> int:
+    """About as many tokens as a worker's context should have; 0 where it does not matter."""
+    if isinstance(body, EmbedTask):
+        return 0
+    return sum(len(message.content.encode()) for message in body.messages) // _BYTES_PER_TOKEN + body.max_tokens
+
+
+def _as_able(refuser: Peer | None, worker: Peer) -> bool:
+    """Whether one says that it serves all that the other does, with contexts as large."""
+    theirs = {model.sha256: model.context for model in refuser.manifest.models} if refuser is not None else {}
+    return all(theirs.get(model.sha256, -1) >= model.context for model in worker.manifest.models)
+
+
+def _impossible(job: _Job) -> InvalidTask:
+    """In our words: a worker's own are for the log alone."""
+    if all(verdict.code == "too_long" for verdict in job.verdicts.values()):
+        if isinstance(job.body, EmbedTask):
+            return InvalidTask("the texts have too many tokens for one request: send fewer at once", "too_long")
+        return InvalidTask("the prompt is too long for the context of the workers: shorten it", "too_long")
+    return InvalidTask("the workers that were asked say that this cannot be done as asked", "refused")

@@ -113,16 +113,19 @@ class Scheduler:
 
     @asynccontextmanager
     async def lease(
-        self, task_type: str, model: str = "", exclude: frozenset[PeerId] = frozenset()
+        self, task_type: str, model: str = "", exclude: frozenset[PeerId] = frozenset(), context: int = 0
     ) -> AsyncIterator[Peer]:
         """Wait for a worker and hold one of its places for the length of the block.
+
+        Args:
+            context: tokens that the worker's context should have; where none has so many, the largest are asked.
 
         Raises:
             NoWorkers: nobody is left who could do it.
             TooManyTasks: the queue is full.
         """
         tier = required_tier(task_type, self._min_tier)
-        want = Want(task_type, model, tier, TASK_TYPES[task_type].priority, exclude)
+        want = Want(task_type, model, tier, TASK_TYPES[task_type].priority, exclude, context)
         if not self._core.submit(want):
             raise TooManyTasks("too many tasks are waiting; try again in a moment")
         event = self._waiting[id(want)] = trio.Event()

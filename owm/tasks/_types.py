@@ -152,9 +152,9 @@ class Finished(_Wire, frozen=True, kw_only=True, tag="finished"):
 
 
 class Failed(_Wire, frozen=True, kw_only=True, tag="failed"):
-    """The worker could not do it. ``invalid`` means that no other worker could either."""
+    """The worker could not do it. ``invalid`` and ``too_long`` say that no worker like it could."""
 
-    code: Literal["invalid", "timeout", "engine", "stopping"]
+    code: Literal["invalid", "too_long", "timeout", "engine", "stopping"]
     message: Annotated[str, Meta(max_length=512)] = ""
 
 

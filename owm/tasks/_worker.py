@@ -19,10 +19,11 @@ from owm.clock import Clock
 from owm.errors import OwmError, UsageError
 from owm.identity import Identity
 from owm.model import ChatMessage, Done, Engine, GenerateRequest
+from owm.model.errors import PromptTooLong
 from owm.net import FrameStream, Network, Penalty, Stream
 from owm.net.errors import NetworkError, ProtocolViolation
 from owm.records import SignedRecord, TaskReceipt, sign_record
-from owm.store import Store
+from owm.store import Content, Store
 from owm.tasks._core_sealing import Binding, Opener, Sealer, worker_keys
 from owm.tasks._job import Job, WorkerLimits, WorkerStatistics
 from owm.tasks._receipts import answer_hash, countersigned, input_hash, most_tokens, packed_logprob, vectors_hash
@@ -208,8 +209,8 @@ class TaskWorker:
         self._seen[seen] = None
         if len(self._seen) > _REMEMBERED:
             self._seen.popitem(last=False)
-        digest = input_hash(sealed.salt, body)
-        return Job(offer, binding, body, digest, frames, Sealer(send_key), opener, self._clock.time())
+        content = input_content(sealed.salt, body)
+        return Job(offer, binding, body, content, sealed.salt, frames, Sealer(send_key), opener, self._clock.time())
 
     async def _watch(self, job: Job) -> None:
         """Notice that the requester left, or that it signed."""
@@ -239,7 +240,7 @@ class TaskWorker:
         receipt: TaskReceipt | None = None
         try:
             with job.scope:
-                await self._log(job, "accepted")
+                await self._log(job, "accepted", contents=(job.input,))
                 with trio.move_on_after(limit) as timer:
                     await self._write(job, _encode(Accepted(header=job.sealer.header)))
                     async with self._slots:
@@ -252,7 +253,7 @@ class TaskWorker:
                 state, error = "cancelled", "the requester left" if job.gone else "this worker stopped"
         except UsageError as cause:
             error = f"invalid: {cause}"
-            await self._fail(job, "invalid", str(cause))
+            await self._fail(job, "too_long" if isinstance(cause, PromptTooLong) else "invalid", str(cause))
         except NetworkError as cause:
             state, error = "cancelled", str(cause)
         except OwmError as cause:
@@ -288,6 +289,7 @@ class TaskWorker:
         )
         ids: list[int] = []
         logprobs: list[int] = []
+        texts: list[str] = []
         size = 0
         done: Done | None = None
         async with self._engine.generate(request) as items:
@@ -298,14 +300,16 @@ class TaskWorker:
                 logprob = packed_logprob(item.logprob)
                 ids.append(item.id)
                 logprobs.append(logprob)
+                texts.append(item.text)
                 size += len(item.text.encode())
                 await self._send(job, Tokens((item.text,), (item.id,), (logprob,)))
         if done is None:
             raise NoAnswer("the engine ended without finishing its answer")
-        output = answer_hash(ids, logprobs, done.template_sha256, body.seed, done.model_sha256)
+        text = "".join(texts)
+        output = answer_content(ids, logprobs, done.template_sha256, body.seed, done.model_sha256, text)
         count = min(done.completion_tokens, most_tokens(body, len(ids), size))
-        receipt = await self._receipt(job, output, done.model_sha256, done.prompt_tokens, count)
-        await self._finish(job, receipt, done.finish, done.model, done.template_sha256)
+        receipt = await self._receipt(job, output.hash, done.model_sha256, done.prompt_tokens, count)
+        await self._finish(job, receipt, output, done.finish, done.model, done.template_sha256)
         return receipt
 
     async def _embed(self, job: Job, body: EmbedTask) -> TaskReceipt:
@@ -313,9 +317,9 @@ class TaskWorker:
         packed = [struct.pack(f"<{len(vector)}f", *vector) for vector in result.vectors]
         for start in range(0, len(packed), _VECTORS_PER_FRAME):
             await self._send(job, Vectors(tuple(packed[start : start + _VECTORS_PER_FRAME])))
-        output = vectors_hash(packed, result.model_sha256)
-        receipt = await self._receipt(job, output, result.model_sha256, result.prompt_tokens, 0)
-        await self._finish(job, receipt, "stop", result.model, "")
+        output = vectors_content(packed, result.model_sha256)
+        receipt = await self._receipt(job, output.hash, result.model_sha256, result.prompt_tokens, 0)
+        await self._finish(job, receipt, output, "stop", result.model, "")
         return receipt
 
     async def _receipt(self, job: Job, output: bytes, model: str, prompt: int, completion: int) -> TaskReceipt:
@@ -327,7 +331,7 @@ class TaskWorker:
             task_type=job.offer.type,
             requester=bytes(job.binding.requester),
             worker=bytes(job.binding.worker),
-            input_hash=job.input_hash,
+            input_hash=job.input.hash,
             output_hash=output,
             model_sha256=model,
             prompt_tokens=prompt,
@@ -336,11 +340,13 @@ class TaskWorker:
             run_ms=max(0, round((now - started) * 1000)),
         )
 
-    async def _finish(self, job: Job, receipt: TaskReceipt, finish: str, model: str, template: str) -> None:
+    async def _finish(
+        self, job: Job, receipt: TaskReceipt, output: Content, finish: str, model: str, template: str
+    ) -> None:
         """Sign, write down, and only then say so."""
         signed = sign_record(self._identity, receipt, self._network_id)
         job.receipt_id = signed.id
-        await self._log(job, "proved", signed=signed)
+        await self._log(job, "proved", signed=signed, contents=(output,))
         finished = Finished(finish=finish, model=model, template_sha256=template, receipt=signed.envelope)
         await self._write(job, job.sealer.seal(_encode(finished), last=True))
 
@@ -370,7 +376,7 @@ class TaskWorker:
             job.scope.cancel()
             await trio.lowlevel.checkpoint()
 
-    async def _fail(self, job: Job, code: Literal["invalid", "timeout", "engine"], message: str) -> None:
+    async def _fail(self, job: Job, code: Literal["invalid", "too_long", "timeout", "engine"], message: str) -> None:
         if job.torn:
             job.frames.stream.reset()
             return
@@ -381,8 +387,16 @@ class TaskWorker:
         except NetworkError as error:
             _log.debug("a failure could not be reported", error=str(error))
 
-    async def _log(self, job: Job, state: str, *, error: str = "", signed: SignedRecord | None = None) -> None:
-        await self._store.log_task(job.entry(state, self._clock.time(), error, signed))
+    async def _log(
+        self,
+        job: Job,
+        state: str,
+        *,
+        error: str = "",
+        signed: SignedRecord | None = None,
+        contents: tuple[Content, ...] = (),
+    ) -> None:
+        await self._store.log_task(job.entry(state, self._clock.time(), error, signed), *contents)
 
 
 class NoAnswer(OwmError):

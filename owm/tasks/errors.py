@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from owm.errors import PeerError, TemporaryError, UsageError
 
 __all__ = [
     "ConsumerTooSlow",
+    "Impossible",
     "InvalidTask",
     "InvalidTransition",
     "NoWorkers",
     "SealBroken",
     "TaskFailed",
     "TaskRefused",
+    "TaskTimedOut",
     "TooManyTasks",
     "WorkerFault",
 ]
 
 
 class InvalidTask(UsageError):
-    """The task does not match its schema, or the worker cannot do it as asked (a prompt that is too long)."""
+    """The task does not match its schema, or several workers agree that it cannot be done as asked.
+
+    ``code`` says which: ``schema`` (the message says what is wrong), or by the workers' word ``too_long`` (the prompt
+    leaves no room in their contexts) or ``refused``. The message never holds a worker's own words.
+    """
+
+    def __init__(self, message: str, code: Literal["schema", "too_long", "refused"] = "schema") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Impossible(PeerError):
+    """One worker says that nobody could do the task. It may be small, or lie: believed when a second one agrees."""
+
+    def __init__(self, code: Literal["too_long", "refused"], message: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class InvalidTransition(UsageError):
@@ -39,6 +59,10 @@ class ConsumerTooSlow(TemporaryError):
 
 class TaskFailed(TemporaryError):
     """The task could not be finished: its time was up, or each worker that tried it failed."""
+
+
+class TaskTimedOut(TaskFailed):
+    """The task's time was up, waiting and all attempts together."""
 
 
 class TaskRefused(TemporaryError):

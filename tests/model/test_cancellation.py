@@ -13,7 +13,7 @@ from owm.config import ModelSettings, expand
 from owm.model import SHIPPED, ChatMessage, Done, Engine, GenerateRequest, ModelCache, Token, engine_of
 from owm.model._jobs import Jobs
 from owm.model._process import EngineProcess
-from owm.model.errors import InvalidRequest, ReaderTooSlow
+from owm.model.errors import PromptTooLong, ReaderTooSlow
 
 pytestmark = pytest.mark.slow
 
@@ -135,7 +135,7 @@ async def test_embeddings_of_one_request_are_bounded(folder: str) -> None:
     engine = engine_of(ModelSettings(model_cache_dir=folder, slots=1, context=512))
     async with engine.running():
         before = cpu_of(engine)
-        with pytest.raises(InvalidRequest, match="32768 tokens"):
+        with pytest.raises(PromptTooLong, match="32768 tokens"):
             await engine.embed(["word " * 300] * 129)
         assert cpu_of(engine) - before < 2.0  # they are counted, not embedded
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from owm.directory import Peer
 from owm.identity import Identity
-from owm.records import CapabilityManifest, sign_record
+from owm.records import CapabilityManifest, ServedModel, sign_record
 from owm.tasks import (
     MerkleLog,
     Reliability,
@@ -191,9 +191,12 @@ def test_minimum_tiers(task_type: str, network: str, expected: str) -> None:
     assert required_tier(task_type, network) == expected
 
 
-def peer(number: int, slots: int = 1, latency: float | None = None) -> Peer:
+def peer(number: int, slots: int = 1, latency: float | None = None, context: int = 2048) -> Peer:
     identity = Identity(bytes([number]) * 32)
-    manifest = CapabilityManifest(sequence=1, roles=("worker",), tier="t1", addresses=(), nonce=b"", slots=slots)
+    models = (ServedModel("chat", "aa" * 32, "chat", context),)
+    manifest = CapabilityManifest(
+        sequence=1, roles=("worker",), tier="t1", addresses=(), nonce=b"", slots=slots, models=models
+    )
     return Peer(identity.peer_id, manifest, sign_record(identity, manifest, "n"), 0.0, latency=latency)
 
 
@@ -227,6 +230,28 @@ def test_an_excluded_worker_is_never_chosen_and_nobody_left_is_said() -> None:
     want = Want("inference", "", "t0", 1, exclude=frozenset({only.id}))
     core.submit(want)
     assert core.pump(0.0) == [want] and want.hopeless and want.placed is None
+
+
+def test_workers_with_room_for_the_whole_task_are_preferred_and_waited_for() -> None:
+    small, large = peer(1, slots=2, context=512), peer(2, slots=2, context=4096)
+    core = SchedulerCore(lambda *_: [small, large], lambda _: 1.0, Random(1))
+    wants = [Want("inference", "", "t0", 1, context=size) for size in (2000, 2000, 2000, 2000, 100, 100)]
+    for want in wants:
+        core.submit(want)
+    core.pump(0.0)
+    assert [want.placed and want.placed.id for want in wants] == [large.id] * 3 + [None] + [small.id] * 2
+    core.release(large.id)
+    assert core.pump(0.0) == [wants[3]] and wants[3].placed is large
+
+
+def test_where_no_context_is_large_enough_the_largest_is_asked() -> None:
+    small, large = peer(1, slots=2, context=512), peer(2, slots=2, context=1024)
+    core = SchedulerCore(lambda *_: [small, large], lambda _: 1.0, Random(1))
+    first, second = (Want("inference", "", "t0", 1, exclude=frozenset(x), context=9000) for x in ((), {large.id}))
+    core.submit(first)
+    core.submit(second)
+    core.pump(0.0)
+    assert first.placed is large and second.placed is small
 
 
 @pytest.mark.attack("F18")

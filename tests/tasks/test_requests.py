@@ -12,6 +12,7 @@ import trio
 from owm.errors import TemporaryError, UsageError
 from owm.identity import Identity
 from owm.model import Done, GenerateRequest, Token
+from owm.model.errors import PromptTooLong
 from owm.net import NetworkLimits, write_frame
 from owm.net.errors import DialFailed, StreamReset
 from owm.tasks import (
@@ -26,7 +27,7 @@ from owm.tasks import (
     verify_inclusion,
 )
 from owm.tasks.errors import ConsumerTooSlow, InvalidTask, NoWorkers, TaskFailed
-from tests.tasks.world import CountingEngine, World, world
+from tests.tasks.world import CHAT, EMBEDDING, CountingEngine, World, world
 
 
 def question(max_tokens: int = 10, text: str = "how far?", **more: object) -> InferenceTask:
@@ -68,7 +69,7 @@ async def test_an_answer_streams_and_is_proved(autojump_clock: object) -> None:
         assert ours is not None and ours.state == "done" and ours.output_hash == entry.output_hash != b""
         leaf = (await made.store.dispatches())[0]
         size, root = made.requester.log.head()
-        assert size == 1 and verify_inclusion(leaf, 0, 1, made.requester.log.inclusion(0, 1), root)
+        assert size == 1 and verify_inclusion(leaf, 0, 1, await made.requester.log.inclusion(0, 1), root)
 
 
 async def test_embeddings_come_back_in_order(autojump_clock: object) -> None:
@@ -272,13 +273,68 @@ async def test_a_proof_that_does_not_add_up_is_rejected_and_another_worker_answe
         assert sum(made.network.statistics().penalties.values()) == 1
 
 
-async def test_what_no_worker_could_do_is_not_tried_elsewhere(autojump_clock: object) -> None:
-    async with world(workers=2) as made:
-        for peer in made.workers:
-            peer.engine.error = UsageError("the prompt is too long")
+LONG = PromptTooLong("the prompt has 3000 tokens <script>")
+
+
+async def test_what_two_workers_call_impossible_is_not_tried_elsewhere(autojump_clock: object) -> None:
+    """And whoever asked reads our words, not theirs."""
+    async with world(workers=4) as made:
+        for error, code in ((UsageError("no context <script>"), "refused"), (LONG, "too_long")):
+            for peer in made.workers:
+                peer.engine.error = error
+            before = made.requester.log.size
+            with pytest.raises(InvalidTask) as caught:
+                await ask(made, question())
+            assert caught.value.code == code
+            assert "script" not in str(caught.value) and "3000" not in str(caught.value)
+            assert made.requester.log.size - before == 2
+        with pytest.raises(InvalidTask) as caught:
+            await ask(made, question(0))
+        assert caught.value.code == "schema"
+
+
+async def test_the_only_worker_is_believed(autojump_clock: object) -> None:
+    async with world(workers=1) as made:
+        made.workers[0].engine.error = LONG
         with pytest.raises(InvalidTask, match="too long"):
             await ask(made, question())
-        assert made.requester.log.size == 1
+
+
+async def test_one_workers_word_ends_no_task_and_costs_it_when_its_like_does_it(autojump_clock: object) -> None:
+    async with world(workers=2) as made:
+        liar, honest = made.workers
+        liar.engine.error = LONG
+        answers = [await ask(made, question(3)) for _ in range(12)]
+        assert {text for text, _, _ in answers} == {whole(3)}
+        assert {completed.worker for _, completed, _ in answers} == {honest.identity.peer_id}
+        assert 1 <= len(await liar.store.tasks()) < 12  # it is asked less and less
+        now = made.clock.time()
+        assert made.scheduler.reliability.score(liar.identity.peer_id, now) == 0
+        assert made.scheduler.reliability.score(honest.identity.peer_id, now) > 0
+
+
+async def test_a_worker_with_a_smaller_context_is_not_blamed_for_it(autojump_clock: object) -> None:
+    async with world(workers=2) as made:
+        small, _ = made.workers
+        small.engine.error = LONG
+        smaller = msgspec.structs.replace(CHAT, context=512)
+        made.directory.note(small.manifest(int(made.clock.time() * 1000) + 1, models=(smaller, EMBEDDING)))
+        for _ in range(12):
+            assert (await ask(made, question(3)))[0] == whole(3)
+        assert await small.store.tasks()
+        assert made.scheduler.reliability.weight(small.identity.peer_id, made.clock.time()) > 0.5
+        before = len(await small.store.tasks())
+        for _ in range(12):  # what is too long for it is not even offered
+            assert (await ask(made, question(3, "word " * 600)))[0] == whole(3)
+        assert len(await small.store.tasks()) == before
+
+
+async def test_a_crash_is_not_taken_for_agreement(autojump_clock: object) -> None:
+    async with world(workers=2) as made:
+        made.workers[0].engine.error = LONG
+        made.workers[1].engine.error = TemporaryError("the engine died")
+        with pytest.raises(NoWorkers):
+            await ask(made, question())
 
 
 async def test_an_engine_that_crashed_costs_the_task_one_attempt(autojump_clock: object) -> None:
