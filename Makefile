@@ -5,7 +5,7 @@ PYTEST_ARGS ?=
 OWM_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup foreign run test test-fast lint types docs compile
+.PHONY: help setup foreign browser run test test-fast lint types docs compile
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -19,7 +19,10 @@ run: setup ## Start a devnet of three peers on this machine (OWM_ARGS='--peers 5
 foreign: setup ## Install the go-libp2p and js-libp2p peers that the interoperability tests talk to
 	@$(PYTHON) -m tests.foreign._install
 
-test: setup foreign ## Run all tests
+browser: setup ## Install the browser that the landing page is tested in
+	@$(PYTHON) -m tests.page._install
+
+test: setup foreign browser ## Run all tests
 	@$(PYTHON) -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 test-fast: setup ## Run the tests that take less than a second each

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+import trio
+from trio.testing import MockClock
 
 from owm.cli._devnet import Devnet, Member, plan
 from owm.errors import TemporaryError
@@ -107,3 +109,25 @@ def _runs(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+@pytest.mark.slow
+async def test_stopping_waits_for_what_runs_until_it_is_told_not_to(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """A peer that completes an answer of two minutes is not killed; a second Ctrl-C is :meth:`Devnet.kill`."""
+    busy = subprocess.Popen(  # noqa: ASYNC220
+        ["/bin/sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.1; done"],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert busy.stdout is not None and busy.stdout.readline() == b"ready\n"
+    devnet = Devnet([Member("gateway-1", ("gateway",), tmp_path / "g", process=busy)])
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(devnet.stop)
+            await trio.sleep(130)
+            assert busy.poll() is None
+            devnet.kill()
+    finally:
+        devnet.kill()
+        busy.stdout.close()
+    assert busy.returncode == -signal.SIGKILL

@@ -1,6 +1,7 @@
 'use strict'
 const $ = (id) => document.getElementById(id)
 const answer = $('answer'), notice = $('notice'), facts = $('facts'), question = $('question')
+const BROKEN = 'The connection broke off: this answer is not complete. Ask again.'
 let running = null
 
 function say (text, bad = false) {
@@ -44,19 +45,23 @@ function take (kind, data) {
   }
 }
 
+// Reads events until the stream ends; only one that ended in `done` or `error` is complete.
 async function readEvents (response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader()
   let buffer = ''
+  let complete = false
   for (;;) {
     const { value, done } = await reader.read()
-    if (done) return
+    if (done) return complete
     buffer += value
     let end
     while ((end = buffer.indexOf('\n\n')) >= 0) {
       const lines = buffer.slice(0, end).split('\n')
       buffer = buffer.slice(end + 2)
       const field = (name) => lines.filter((line) => line.startsWith(name + ': ')).map((line) => line.slice(name.length + 2)).join('\n')
-      take(field('event'), JSON.parse(field('data')))
+      const kind = field('event')
+      complete ||= kind === 'done' || kind === 'error'
+      take(kind, JSON.parse(field('data')))
     }
   }
 }
@@ -70,6 +75,7 @@ async function ask (text) {
   answer.textContent = ''
   answer.classList.add('live')
   say('')
+  let begun = false
   try {
     const response = await fetch('/v1/query/stream', {
       method: 'POST',
@@ -77,11 +83,18 @@ async function ask (text) {
       body: JSON.stringify({ query: text }),
       signal: running.signal
     })
-    if (response.ok) await readEvents(response)
-    else if (response.status === 401) say('This page is out of date: load it again.', true)
-    else say((await response.json()).detail, true)
+    begun = response.ok
+    if (response.ok) {
+      if (!await readEvents(response)) say(BROKEN, true)
+    } else if (response.status === 401) {
+      say('This page is out of date: load it again.', true)
+    } else {
+      const problem = await response.json().catch(() => ({})) // a proxy in between may answer something else
+      say(problem.detail || `The gateway failed (${response.status}).`, true)
+    }
   } catch (error) {
-    say(error.name === 'AbortError' ? 'Stopped.' : 'The gateway cannot be reached.', error.name !== 'AbortError')
+    if (error.name === 'AbortError') say('Stopped.')
+    else say(begun ? BROKEN : 'The gateway cannot be reached.', true)
   } finally {
     answer.classList.remove('live')
     $('send').disabled = false
