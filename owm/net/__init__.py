@@ -4,6 +4,7 @@ from owm.net._admission import Admission
 from owm.net._call_client import OutgoingCall
 from owm.net._call_server import Call, CallHandler
 from owm.net._calls import Calls
+from owm.net._core_peer_record import PeerRecord, open_peer_record, sign_peer_record
 from owm.net._dialer import Attempt, Dialer, DialPlan
 from owm.net._events import EventHub
 from owm.net._frames import FrameStream, read_frame, write_frame
@@ -51,6 +52,7 @@ __all__ = [
     "PeerConnected",
     "PeerDisconnected",
     "PeerQuotas",
+    "PeerRecord",
     "Penalties",
     "Penalty",
     "Quota",
@@ -60,6 +62,8 @@ __all__ = [
     "Stream",
     "group_of",
     "is_local",
+    "open_peer_record",
     "read_frame",
+    "sign_peer_record",
     "write_frame",
 ]

@@ -229,6 +229,10 @@ class Network(ABC):
     @abstractmethod
     def is_connected(self, peer: PeerId) -> bool: ...
 
+    def peer_record(self, peer: PeerId) -> bytes | None:
+        """The signed peer record (libp2p's RFC 0003) that a connected peer gave us, for passing on; None without one."""
+        return None
+
     @abstractmethod
     async def disconnect(self, peer: PeerId) -> None:
         """Close the connection politely, within a second. Unknown peers are ignored."""

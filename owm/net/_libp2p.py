@@ -400,6 +400,9 @@ class Libp2pNetwork(Network):
             protocols=protocols,
         )
 
+    def peer_record(self, peer: PeerId) -> bytes | None:
+        return self._library.peer_record(peer) if self.is_connected(peer) else None
+
     def is_connected(self, peer: PeerId) -> bool:
         return any(end.is_usable for end in self._connections.get(peer, ()))
 

@@ -31,6 +31,7 @@ from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
 from libp2p.stream_muxer.yamux.yamux import Yamux
 
 from owm.identity import Identity, PeerId
+from owm.net._core_peer_record import MAX_PEER_RECORD
 from owm.net._interface import Stream
 from owm.net._muxed import MuxedConnection
 from owm.net._muxed_stream import MuxedStream
@@ -117,6 +118,15 @@ class LibraryHost:
         except PeerStoreError:
             protocols = ()
         return addresses, protocols
+
+    def peer_record(self, peer: PeerId) -> bytes | None:
+        """The signed record that a peer sent when it identified itself; the library has checked it."""
+        # Not get_peer_record: that drops records after two hours, however long the connection lives.
+        state = self._host.get_peerstore().peer_record_map.get(ID(bytes(peer)))
+        if state is None:
+            return None
+        envelope: bytes = state.envelope.marshal_envelope()
+        return envelope if len(envelope) <= MAX_PEER_RECORD else None
 
     def detach(self, connection: MuxedConnection) -> None:
         self._attached.pop(connection, None)

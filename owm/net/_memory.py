@@ -51,7 +51,7 @@ class MemoryHub:
         """A peer's access; enter its ``running()``. ``address`` is a multiaddr, or one of 10.0.0.0/8 is given out."""
         host = next(self._hosts)
         address = address or f"/ip4/10.{host >> 16 & 255}.{host >> 8 & 255}.{host & 255}/tcp/9000"
-        return MemoryNetwork(self, peer if isinstance(peer, PeerId) else peer.peer_id, address, nat, limits)
+        return MemoryNetwork(self, peer, address, nat, limits)
 
     def link(self, a: PeerId, b: PeerId, link: Link) -> None:
         """Set the link between two peers, from now on and in both directions."""

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Final, Self
 import structlog
 import trio
 
-from owm.identity import PeerId
+from owm.identity import Identity, PeerId
 from owm.net._admission import Admission
+from owm.net._core_peer_record import sign_peer_record
 from owm.net._dialer import Dialer
 from owm.net._events import EventHub
 from owm.net._interface import (
@@ -61,8 +62,10 @@ _TRIM_EVERY: Final = 5.0  # seconds; only where the day's bytes are bounded, for
 class MemoryNetwork(Network):
     """A peer's access to a :class:`MemoryHub`; made by :meth:`MemoryHub.network`."""
 
-    def __init__(self, hub: MemoryHub, peer_id: PeerId, address: str, nat: Nat, limits: NetworkLimits) -> None:
-        self.peer_id = peer_id
+    def __init__(self, hub: MemoryHub, peer: Identity | PeerId, address: str, nat: Nat, limits: NetworkLimits) -> None:
+        self._identity = None if isinstance(peer, PeerId) else peer
+        self._record: bytes | None = None
+        self.peer_id = peer_id = peer if isinstance(peer, PeerId) else peer.peer_id
         self.nat = nat
         self.limits = limits
         self.penalties = Penalties()
@@ -280,6 +283,16 @@ class MemoryNetwork(Network):
             addresses=remote.addresses if remote is not None and remote.nat is Nat.PUBLIC else (),
             protocols=tuple(remote._handlers) if remote is not None else (),
         )
+
+    def peer_record(self, peer: PeerId) -> bytes | None:
+        ends = self._connections.get(peer)
+        remote = self._hub.find(ends[0].address) if ends else None
+        return remote._own_record() if remote is not None else None
+
+    def _own_record(self) -> bytes | None:
+        if self._record is None and self._identity is not None and self.nat is Nat.PUBLIC:
+            self._record = sign_peer_record(self._identity, 1, self._addresses)  # the address never changes
+        return self._record
 
     def is_connected(self, peer: PeerId) -> bool:
         return peer in self._connections
