@@ -30,6 +30,22 @@ def identity(number: int) -> Identity:
 
 
 @asynccontextmanager
+async def running_dht(network: MemoryNetwork, params: DhtParams = DEVNET, **options: Any) -> AsyncIterator[KademliaDht]:
+    """The DHT of one peer, which knows nobody yet; ``network`` must be running."""
+    dht = KademliaDht(
+        network,
+        network_id=NETWORK,
+        clock=SystemClock(),
+        random=Random(bytes(network.peer_id)),
+        params=params,
+        devnet=True,
+        **options,
+    )
+    async with dht.running():
+        yield dht
+
+
+@asynccontextmanager
 async def running_peers(
     count: int, hub: MemoryHub | None = None, params: DhtParams = DEVNET, first: int = 0, **options: Any
 ) -> AsyncIterator[list[Peer]]:
