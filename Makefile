@@ -28,6 +28,12 @@ test: setup foreign browser ## Run all tests
 test-fast: setup ## Run the tests that take less than a second each
 	@$(PYTHON) -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(PYTEST_ARGS)
 
+CORES := $(addprefix tests/dht/test_,core.py machines.py wire.py) $(addprefix tests/gossip/test_,machines.py mesh_and_scores.py wire.py reconcile.py) \
+	$(addprefix tests/net/test_,yamux.py noise.py multistream.py) tests/tasks/test_cores.py
+
+test-cores: setup ## Run the protocol cores' own tests, in seconds: no trio, no sockets
+	@$(PYTHON) -m pytest -q -c /dev/null --rootdir . -p no:trio -p no:cacheprovider -W ignore $(CORES)
+
 lint: setup ## Style, formatting, import layers, security
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
