@@ -122,7 +122,12 @@ async function refresh () {
     ])
     const rows = listed.nodes.map((node) => {
       const row = document.createElement('tr')
-      row.append(cell(node.pseudonym), cell(node.models.join(', ')), cell(node.tier === 't0' ? '–' : node.tier.toUpperCase()),
+      const worker = cell(node.pseudonym)
+      const models = document.createElement('span') // where the window is too narrow for their own column
+      models.className = 'narrow'
+      models.textContent = node.models.join(', ')
+      worker.append(models)
+      row.append(worker, cell(node.models.join(', ')), cell(node.tier === 't0' ? '–' : node.tier.toUpperCase()),
         cell(`${node.running} / ${node.slots}`), cell(node.latency_ms === null ? '–' : `${node.latency_ms.toFixed(1)} ms`, 'right'))
       return row
     })
