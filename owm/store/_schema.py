@@ -23,6 +23,17 @@ _MIGRATIONS: Final = (
             PRIMARY KEY (space, key)) WITHOUT ROWID""",
         "CREATE TABLE dispatches (position INTEGER PRIMARY KEY, leaf BLOB NOT NULL)",
     ),
+    (
+        "ALTER TABLE tasks ADD COLUMN salt BLOB NOT NULL DEFAULT x''",
+        "ALTER TABLE tasks ADD COLUMN job TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE tasks ADD COLUMN attempt INTEGER NOT NULL DEFAULT 1",
+        "CREATE TABLE contents (hash BLOB PRIMARY KEY, data BLOB NOT NULL, text TEXT NOT NULL, time REAL NOT NULL)",
+        "CREATE INDEX contents_time ON contents (time)",
+        "ALTER TABLE dispatches ADD COLUMN time REAL NOT NULL DEFAULT 0",
+        "UPDATE dispatches SET time = CAST(strftime('%s', 'now') AS REAL)",
+        """CREATE TABLE dispatch_nodes (level INTEGER NOT NULL, position INTEGER NOT NULL, hash BLOB NOT NULL,
+            PRIMARY KEY (level, position)) WITHOUT ROWID""",
+    ),
 )
 SCHEMA_VERSION: Final = len(_MIGRATIONS)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, Self
@@ -11,39 +11,18 @@ from typing import Any, Final, Self
 import msgspec
 
 from owm.store._database import Database, InlineDatabase, ThreadDatabase
+from owm.store._entries import COLUMNS, Content, TaskEntry
+from owm.store._retention import ContentRoom, Retention, removals
 
-__all__ = ["Store", "TaskEntry"]
+__all__ = ["Store"]
 
 _RESERVE: Final = 1000  # sequence numbers persisted ahead, so that not every record waits for the disk
 
-
-class TaskEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of the task log (SRS-NODE-06): hashes of what went in and out, timing and payment status."""
-
-    id: str
-    role: str  #: "worker" or "requester": what we were
-    type: str
-    peer: bytes  #: the other side's peer id; empty before anyone was chosen
-    state: str
-    input_hash: bytes = b""
-    output_hash: bytes = b""
-    created: float = 0.0  #: unix seconds
-    started: float | None = None
-    finished: float | None = None
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    payment: str = "none"  #: "none", "due", "paid"
-    error: str = ""
-    receipt: bytes | None = None  #: the worker's signed envelope
-    countersignature: bytes | None = None  #: the requester's signature of the receipt's id
-
-
-_COLUMNS: Final = TaskEntry.__struct_fields__
 _UPSERT: Final = (
-    f"INSERT INTO tasks ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))}) "  # noqa: S608 - constants
-    f"ON CONFLICT (id, role) DO UPDATE SET {', '.join(f'{name}=excluded.{name}' for name in _COLUMNS[2:])}"
+    f"INSERT INTO tasks ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))}) "  # noqa: S608 - constants
+    f"ON CONFLICT (id, role) DO UPDATE SET {', '.join(f'{name}=excluded.{name}' for name in COLUMNS[2:])}"
 )
-_SELECT: Final = f"SELECT {', '.join(_COLUMNS)} FROM tasks"  # noqa: S608 - constants
+_SELECT: Final = f"SELECT {', '.join(COLUMNS)} FROM tasks"  # noqa: S608 - constants
 
 
 class Store:
@@ -54,9 +33,18 @@ class Store:
     Args:
         path: the database file, or None for one in memory.
         inline: run in the calling thread instead of a thread of its own; for tests and the simulator.
+        retention: what is kept, and for how long; see :meth:`prune`.
     """
 
-    def __init__(self, path: Path | None, *, inline: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        *,
+        inline: bool = False,
+        retention: Retention = Retention(),  # noqa: B008 - frozen
+    ) -> None:
+        self.retention = retention
+        self._room = ContentRoom(retention.content_bytes)
         self._path = path
         self._inline = inline or path is None
         self._database: Database | None = None
@@ -86,20 +74,43 @@ class Store:
             raise RuntimeError("enter running() first")
         return self._database
 
-    async def log_task(self, entry: TaskEntry) -> None:
-        """Add a task, or replace what is known of it."""
-        values = msgspec.structs.astuple(entry)
-        await self._db.run(lambda db: db.execute(_UPSERT, values))
+    async def log_task(self, entry: TaskEntry, *contents: Content) -> None:
+        """Add a task, or replace what is known of it; ``contents`` are kept with it where the settings say so."""
+        await self._db.run(lambda db: self._log(db, entry, contents))
+
+    def _log(self, db: sqlite3.Connection, entry: TaskEntry, contents: tuple[Content, ...]) -> None:
+        db.execute(_UPSERT, msgspec.structs.astuple(entry))
+        if self.retention.contents:
+            for content in contents:
+                time = entry.finished or entry.started or entry.created
+                self._room.keep(db, content, time)
+
+    async def content(self, sha256: bytes) -> Content | None:
+        """The input or output of that hash, if it is kept."""
+        rows = await self._query("SELECT hash, data, text FROM contents WHERE hash = ?", (sha256,))
+        return Content(*rows[0]) if rows else None
+
+    async def prune(self, now: float) -> int:
+        """Forget what the retention no longer asks for; returns how many rows. Call it now and then.
+
+        Args:
+            now: unix seconds.
+        """
+        removed = 0
+        for job in removals(self.retention, now):
+            while count := await self._db.run(job):
+                removed += count
+        return removed
 
     async def task(self, task_id: str, role: str) -> TaskEntry | None:
         rows = await self._query(f"{_SELECT} WHERE id = ? AND role = ?", (task_id, role))
-        return TaskEntry(**dict(zip(_COLUMNS, rows[0], strict=True))) if rows else None
+        return TaskEntry(**dict(zip(COLUMNS, rows[0], strict=True))) if rows else None
 
     async def tasks(self, limit: int = 100, state: str | None = None) -> list[TaskEntry]:
         """The newest tasks first, of one state where given."""
         where, values = (" WHERE state = ?", (state,)) if state else ("", ())
         rows = await self._query(f"{_SELECT}{where} ORDER BY created DESC, id LIMIT ?", (*values, limit))
-        return [TaskEntry(**dict(zip(_COLUMNS, row, strict=True))) for row in rows]
+        return [TaskEntry(**dict(zip(COLUMNS, row, strict=True))) for row in rows]
 
     async def abandon_unfinished(self, now: float) -> int:
         """Mark what an earlier process left unfinished as interrupted; returns how many. Call once at start."""
@@ -158,13 +169,45 @@ class Store:
 
         await self._db.run(job)
 
-    async def append_dispatch(self, position: int, leaf: bytes) -> None:
-        """Append to the dispatch log; raises StoreError when the position is taken."""
-        await self._db.run(lambda db: db.execute("INSERT INTO dispatches VALUES (?, ?)", (position, leaf)))
+    async def append_dispatch(
+        self, position: int | None, leaf: bytes, now: float = 0.0, entry: TaskEntry | None = None, *contents: Content
+    ) -> int:
+        """Append to the dispatch log, and log the task in the same transaction; returns the position.
 
-    async def dispatches(self) -> list[bytes]:
-        """All leaves of the dispatch log, in order."""
-        return [row[0] for row in await self._query("SELECT leaf FROM dispatches ORDER BY position", ())]
+        Args:
+            position: None for the next one. Raises StoreError when it is taken.
+            now: unix seconds.
+        """
+
+        def job(db: sqlite3.Connection) -> int:
+            at = position
+            if at is None:
+                (last,) = db.execute("SELECT max(position) FROM dispatches").fetchone()
+                at = 0 if last is None else last + 1
+            db.execute("INSERT INTO dispatches VALUES (?, ?, ?)", (at, leaf, now))
+            if entry is not None:
+                self._log(db, entry, contents)
+            return at
+
+        return await self._db.run(job)
+
+    async def dispatches(self, start: int = 0, end: int = 2**62) -> list[bytes]:
+        """Leaves of the dispatch log from ``start`` to before ``end``, in order; old ones may be gone."""
+        sql = "SELECT leaf FROM dispatches WHERE position >= ? AND position < ? ORDER BY position"
+        return [row[0] for row in await self._query(sql, (start, end))]
+
+    async def dispatch_nodes(self, level: int, start: int, end: int) -> list[tuple[int, bytes]]:
+        """Position and hash of complete subtrees of 2**level entries, from ``start`` to before ``end``."""
+        sql = (
+            "SELECT position, hash FROM dispatch_nodes WHERE level = ? AND position >= ? AND position < ? "
+            "ORDER BY position"
+        )
+        return await self._query(sql, (level, start, end))
+
+    async def add_dispatch_nodes(self, nodes: Sequence[tuple[int, int, bytes]]) -> None:
+        """Keep hashes of subtrees: level, position, hash. They follow from the leaves, and outlive them."""
+        sql = "INSERT OR REPLACE INTO dispatch_nodes VALUES (?, ?, ?)"
+        await self._db.run(lambda db: db.executemany(sql, nodes))
 
     async def _query(self, sql: str, values: tuple[Any, ...]) -> list[Any]:
         return await self._db.run(lambda db: db.execute(sql, values).fetchall())

@@ -21,13 +21,12 @@ from owm.tasks._core_life import TaskEvent, TaskLife
 from owm.tasks._core_scheduler import Patience
 from owm.tasks._core_sealing import Binding, Opener, Sealer, requester_keys
 from owm.tasks._receipts import (
-    answer_hash,
+    answer_content,
     check_receipt,
     countersign,
-    input_hash,
     most_tokens,
     open_receipt,
-    vectors_hash,
+    vectors_content,
 )
 from owm.tasks._types import (
     MAX_FRAME,

@@ -62,7 +62,7 @@ class Job:
     gone: bool = False  #: the requester left
     torn: bool = False  #: a frame may be half sent: nothing can follow it
 
-    def entry(self, state: str, now: float, error: str, signed: SignedRecord | None) -> TaskEntry:
+    def entry(self, state: str, now: float, error: str = "", signed: SignedRecord | None = None) -> TaskEntry:
         """What the task log is to say; ``signed`` is the receipt, once there is one."""
         receipt = signed.record if signed is not None and isinstance(signed.record, TaskReceipt) else None
         return TaskEntry(

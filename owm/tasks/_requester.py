@@ -20,14 +20,14 @@ from owm.errors import OwmError
 from owm.identity import Identity, PeerId
 from owm.net import Network, Penalty
 from owm.net.errors import NetworkError, ProtocolNotSupported, TooManyStreams
-from owm.records import TaskReceipt
-from owm.store import Store, TaskEntry
+from owm.store import Store
 from owm.store.errors import StoreError
 from owm.tasks._attempt import FAULTS, Attempt, Proof, unpack
 from owm.tasks._core_life import TaskEvent, TaskLife
 from owm.tasks._dispatch_log import DispatchLog
 from owm.tasks._events import Completed, Embedded, Event, Restart, Started, TokenEvent
 from owm.tasks._receipts import unpacked_logprob
+from owm.tasks._request_log import RequestLine
 from owm.tasks._scheduler import Scheduler
 from owm.tasks._types import Body, EmbedTask, InferenceTask, Tokens
 from owm.tasks.errors import (
@@ -76,8 +76,8 @@ class _Job:
         self.body = body
         self.send = send
         self.events = events
-        self.created = created
         self.type = str(type(body).__struct_config__.tag)
+        self.line = RequestLine(self.type, created)
         self.context = _estimate(body)
         self.life = TaskLife()
         self.scope = trio.CancelScope()
@@ -85,10 +85,7 @@ class _Job:
         self.emitted = False  #: tokens of the present attempt have gone out
         self.excluded: set[PeerId] = set()
         self.verdicts: dict[PeerId, Impossible] = {}  #: of workers that say that nobody could do it
-        self.task = b""
-        self.worker: Peer | None = None
-        self.input_hash = b""
-        self.started: float | None = None
+        self.ended = "failed"  #: how the present attempt did, if it was not the last
         self.proof: Proof | None = None
         self.vectors: list[bytes] = []
         self.last_error = ""
@@ -203,10 +200,11 @@ class TaskRequester:
             if not over:
                 await self._log_end(job)
 
-    async def _log_end(self, job: _Job) -> None:
+    async def _log_end(self, job: _Job, state: str = "") -> None:
+        """Write down how the job ended or, with a state, how its present attempt did."""
         with trio.CancelScope(shield=True):
             try:
-                await self._log(job)
+                await self._log(job, state)
             except StoreError as error:
                 _log.warning("the task log could not be written", error=str(error))
 
@@ -224,6 +222,7 @@ class TaskRequester:
                 raise
             if done:
                 return
+            await self._log_end(job, job.ended)
             if job.emitted:
                 job.emitted = False
                 await self._emit(job, Restart(job.last_error))
@@ -246,11 +245,12 @@ class TaskRequester:
             salt=self._random.randbytes(32),
             remaining=remaining,
         )
-        job.task, job.worker, job.input_hash = attempt.task, worker, attempt.input_hash
         number = job.life.attempts
+        job.line.begin(attempt.task, worker.id, attempt.salt, job.body, self._clock.time())
+        job.ended = "failed"
 
         async def accepted() -> None:
-            job.started = self._clock.time()
+            job.line.started = self._clock.time()
             await self._emit(job, Started(attempt.task.hex(), worker.id, number))
 
         async def output(tokens: Tokens) -> None:
@@ -259,7 +259,9 @@ class TaskRequester:
                 await self._emit(job, TokenEvent(text, token, unpacked_logprob(logprob)))
 
         try:
-            await self.log.append(attempt.task, worker.id, job.type, number, self._clock.time())
+            line, now = job.line, self._clock.time()
+            entry = line.entry(job.life.state.value, None)
+            await self.log.append(attempt.task, worker.id, job.type, number, now, entry, line.input)
             proof = await attempt.run(accepted, output)
         except TaskRefused as error:
             self._refused(job, worker, error)
@@ -268,7 +270,7 @@ class TaskRequester:
             self._doubted(job, worker, error)
             return False
         except TooManyStreams as error:  # ours is the limit: nobody failed
-            job.last_error = str(error)
+            job.last_error, job.ended = str(error), "refused"
             job.life.refused()
             self._scheduler.busy(worker.id)
             return False
@@ -293,7 +295,7 @@ class TaskRequester:
         return True
 
     def _refused(self, job: _Job, worker: Peer, error: TaskRefused) -> None:
-        job.last_error = str(error)
+        job.last_error, job.ended = str(error), "refused"
         if error.code in _NOT_COUNTED:
             job.life.refused()
             self._scheduler.busy(worker.id)
@@ -308,7 +310,7 @@ class TaskRequester:
         job.excluded.add(worker.id)
         job.verdicts[worker.id] = error
         job.life.apply(TaskEvent.REQUEUE)
-        _log.info("said to be impossible", worker=worker.id.short, task=job.task.hex(), reason=str(error)[:512])
+        _log.info("said to be impossible", worker=worker.id.short, task=job.line.id, reason=str(error)[:512])
         if len(job.verdicts) >= _AGREEMENT:
             raise _impossible(job)
 
@@ -317,7 +319,7 @@ class TaskRequester:
         job.excluded.add(worker.id)
         job.life.apply(TaskEvent.REQUEUE)
         self._scheduler.outcome(worker.id, False)
-        _log.info("a worker was lost", worker=worker.id.short, task=job.task.hex(), reason=str(error))
+        _log.info("a worker was lost", worker=worker.id.short, task=job.line.id, reason=str(error))
 
     async def _emit(self, job: _Job, event: Event) -> None:
         with trio.move_on_after(self._consumer_timeout) as scope:
@@ -329,29 +331,12 @@ class TaskRequester:
         if scope.cancelled_caught:
             raise ConsumerTooSlow(f"the answer was not read for {self._consumer_timeout:.0f} s")
 
-    async def _log(self, job: _Job) -> None:
-        receipt = job.proof.receipt.record if job.proof else None
-        details = receipt if isinstance(receipt, TaskReceipt) else None
-        await self._store.log_task(
-            TaskEntry(
-                id=job.task.hex() or f"undispatched-{self._random.randbytes(8).hex()}",
-                role="requester",
-                type=job.type,
-                peer=bytes(job.worker.id) if job.worker else b"",
-                state=job.life.state.value,
-                input_hash=job.input_hash,
-                output_hash=details.output_hash if details else b"",
-                created=job.created,
-                started=job.started,
-                finished=self._clock.time(),
-                prompt_tokens=details.prompt_tokens if details else 0,
-                completion_tokens=details.completion_tokens if details else 0,
-                payment="due" if details and details.price_msat else "none",
-                error=str(job.events.error or ""),
-                receipt=job.proof.receipt.envelope if job.proof else None,
-                countersignature=job.proof.signature if job.proof else None,
-            )
-        )
+    async def _log(self, job: _Job, state: str = "") -> None:
+        job.line.id = job.line.id or f"undispatched-{self._random.randbytes(8).hex()}"
+        proof = job.proof
+        error = "" if proof else str(job.events.error or job.last_error)
+        entry = job.line.entry(state or job.life.state.value, self._clock.time(), error, proof)
+        await self._store.log_task(entry, *([proof.output] if proof else []))
 
 
 def _estimate(body: Body) -> int:

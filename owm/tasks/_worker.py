@@ -22,11 +22,18 @@ from owm.model import ChatMessage, Done, Engine, GenerateRequest
 from owm.model.errors import PromptTooLong
 from owm.net import FrameStream, Network, Penalty, Stream
 from owm.net.errors import NetworkError, ProtocolViolation
-from owm.records import SignedRecord, TaskReceipt, sign_record
+from owm.records import TaskReceipt, sign_record
 from owm.store import Content, Store
 from owm.tasks._core_sealing import Binding, Opener, Sealer, worker_keys
 from owm.tasks._job import Job, WorkerLimits, WorkerStatistics
-from owm.tasks._receipts import answer_hash, countersigned, input_hash, most_tokens, packed_logprob, vectors_hash
+from owm.tasks._receipts import (
+    answer_content,
+    countersigned,
+    input_content,
+    most_tokens,
+    packed_logprob,
+    vectors_content,
+)
 from owm.tasks._types import (
     MAX_FRAME,
     Accepted,
@@ -240,7 +247,7 @@ class TaskWorker:
         receipt: TaskReceipt | None = None
         try:
             with job.scope:
-                await self._log(job, "accepted", contents=(job.input,))
+                await self._store.log_task(job.entry("accepted", self._clock.time()), job.input)
                 with trio.move_on_after(limit) as timer:
                     await self._write(job, _encode(Accepted(header=job.sealer.header)))
                     async with self._slots:
@@ -270,7 +277,7 @@ class TaskWorker:
         if state == "cancelled":
             job.frames.stream.reset()
         with trio.CancelScope(shield=True):
-            await self._log(job, state, error=error)
+            await self._store.log_task(job.entry(state, self._clock.time(), error))
 
     async def _execute(self, job: Job) -> TaskReceipt:
         if isinstance(job.body, EmbedTask):
@@ -346,7 +353,7 @@ class TaskWorker:
         """Sign, write down, and only then say so."""
         signed = sign_record(self._identity, receipt, self._network_id)
         job.receipt_id = signed.id
-        await self._log(job, "proved", signed=signed, contents=(output,))
+        await self._store.log_task(job.entry("proved", self._clock.time(), signed=signed), output)
         finished = Finished(finish=finish, model=model, template_sha256=template, receipt=signed.envelope)
         await self._write(job, job.sealer.seal(_encode(finished), last=True))
 
@@ -386,17 +393,6 @@ class TaskWorker:
                 await job.frames.send(job.sealer.seal(_encode(failed), last=True))
         except NetworkError as error:
             _log.debug("a failure could not be reported", error=str(error))
-
-    async def _log(
-        self,
-        job: Job,
-        state: str,
-        *,
-        error: str = "",
-        signed: SignedRecord | None = None,
-        contents: tuple[Content, ...] = (),
-    ) -> None:
-        await self._store.log_task(job.entry(state, self._clock.time(), error, signed), *contents)
 
 
 class NoAnswer(OwmError):
