@@ -54,6 +54,7 @@ class LlamaEngine(Engine):
         self._embedding: ModelCard | None = self._cache.card(settings.embedding) if settings.embedding else None
         self._process: EngineProcess | None = None
         self._busy = 0
+        self._changed = trio.Event()
         self._restarts = 0
         self._generated = 0
 
@@ -101,7 +102,7 @@ class LlamaEngine(Engine):
             began = trio.current_time()
             try:
                 async with process.running():
-                    self._process = process
+                    self._set(process)
                     if not started:
                         started = True
                         task_status.started()
@@ -111,11 +112,20 @@ class LlamaEngine(Engine):
                     raise
                 _log.error("the engine did not start", reason=str(error))
             finally:
-                self._process = None
+                self._set(None)
             self._restarts += 1
             backoff = _FIRST_BACKOFF if trio.current_time() - began > _STABLE else min(backoff * 2, _LONGEST_BACKOFF)
             _log.warning("the engine died and is restarted", wait_seconds=backoff, restarts=self._restarts)
             await trio.sleep(backoff)
+
+    def _set(self, process: EngineProcess | None) -> None:
+        if process is not self._process:
+            self._process = process
+            self._changed.set()
+            self._changed = trio.Event()
+
+    async def readiness_changed(self) -> None:
+        await self._changed.wait()
 
     def _running(self) -> EngineProcess:
         if self._process is None:

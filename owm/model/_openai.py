@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -152,7 +153,7 @@ class OpenAIEngine(Engine):
     def _set_ready(self, ready: bool) -> None:
         if ready != self._ready:
             self._ready = ready
-            _log.info("the server behind this worker", ready=ready)
+            _log.info("the server behind this worker answers" if ready else "the server behind this worker failed")
             self._changed.set()
             self._changed = trio.Event()
 
@@ -214,11 +215,14 @@ class OpenAIEngine(Engine):
 
     async def _items(self, response: httpx.Response, most: int) -> AsyncIterator[Token | Done]:
         """What is raised here passes through the block of :meth:`_asked`."""
-        events, count = EventData(), 0
+        events, count, size = EventData(), 0, 0
         finish, prompt, completion = "stop", 0, None
         async for data in response.aiter_raw(1 << 16):
             for event in events.feed(data):
                 if event == b"[DONE]":
+                    # A character of several tokens is one piece: the others have to be told before they are counted.
+                    for _ in range(min(completion or 0, size, most) - count):
+                        yield Token("", -1, math.nan)
                     yield Done(
                         finish=finish,
                         prompt_tokens=prompt,
@@ -236,7 +240,8 @@ class OpenAIEngine(Engine):
                     self._generated += 1
                     if count > most + _SLACK:
                         raise EngineError("the server behind this worker sent more than was asked for")
-                    yield Token(text, -1, 0.0)
+                    size += len(text.encode())
+                    yield Token(text, -1, math.nan)
         raise EngineCrashed("the server behind this worker ended its answer early")
 
     async def embed(self, texts: Sequence[str], model: str = "") -> Embeddings:
@@ -244,7 +249,8 @@ class OpenAIEngine(Engine):
         if served is None or model not in ("", served.id):
             raise InvalidRequest(f"this worker does not serve the embedding model {model!r}")
         async with self._asked("/embeddings", {"model": served.id, "input": list(texts)}) as response:
-            vectors, tokens = parse_vectors(await _read(response, _MOST_VECTORS), len(texts))
+            body = await _read(response, _MOST_VECTORS)
+            vectors, tokens = await trio.to_thread.run_sync(parse_vectors, body, len(texts))  # may take a while
         return Embeddings(vectors=vectors, prompt_tokens=tokens, model=served.id, model_sha256=served.sha256)
 
     async def count_tokens(self, messages: Sequence[ChatMessage]) -> int:

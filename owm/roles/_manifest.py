@@ -50,6 +50,7 @@ class ManifestSource:
         load = self.load()
         size, root = self.log_head()
         engine = self.engine
+        serves = engine is not None and engine.statistics().ready  # while it is away, nothing is to be asked for
         return CapabilityManifest(
             sequence=sequence,
             roles=tuple(roles),
@@ -60,9 +61,9 @@ class ManifestSource:
             accelerators=self.hardware.accelerators,
             ram_mib=self.hardware.ram_mib,
             bandwidth_mbps=round(self.bandwidth.mbps, 1),
-            task_types=self.task_types,
-            models=engine.models if engine else (),
-            slots=load.slots,
+            task_types=self.task_types if serves else (),
+            models=engine.models if engine is not None and serves else (),
+            slots=load.slots if serves else 0,
             busy=load.busy,
             queued=load.queued,
             engine=engine.kind if engine else "",
