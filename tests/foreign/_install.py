@@ -22,9 +22,18 @@ _WHEEL = "hivemind==1.1.12"  # carries a go-libp2p daemon; nothing else of it is
 
 def foreign_missing() -> str:
     """Why the foreign peers cannot be started here; empty when they can."""
-    if not GO_DAEMON.exists() or not NODE.exists():
-        return "foreign peers are not installed: run `make foreign`"
-    return ""
+    if GO_DAEMON.exists() and NODE.exists():
+        return ""
+    if _npm_missing():
+        return f"foreign peers are not installed: {_npm_missing()}"
+    return "foreign peers are not installed: run `make foreign`"
+
+
+def _npm_missing() -> str:
+    """Why npm is not there and cannot be installed from here; empty when it is or can."""
+    if shutil.which("npm") is not None or (os.getuid() == 0 and shutil.which("apt-get") is not None):
+        return ""
+    return "npm is missing: install it with `sudo apt-get install npm`, then run `make foreign`"
 
 
 def _install_go() -> None:
@@ -42,8 +51,8 @@ def _install_go() -> None:
 
 def _install_js() -> None:
     if shutil.which("npm") is None:
-        if os.getuid() != 0 or shutil.which("apt-get") is None:
-            sys.exit("npm is missing: install it with `sudo apt-get install npm`, then run this again")
+        if _npm_missing():
+            raise CannotInstall(_npm_missing())
         subprocess.run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", "npm"], check=True)
     JS_DIR.mkdir(parents=True, exist_ok=True)
     for name in ("package.json", "package-lock.json"):
@@ -52,15 +61,25 @@ def _install_js() -> None:
     subprocess.run(["npm", "ci", "--silent", "--no-audit", "--no-fund"], cwd=JS_DIR, check=True)
 
 
-def main() -> None:
-    if not GO_DAEMON.exists() or not GO_MESSAGES.exists():
-        print("installing a go-libp2p peer")
-        _install_go()
-    if not NODE.exists():
-        print("installing a js-libp2p peer")
-        _install_js()
+class CannotInstall(Exception):
+    """Something that only the machine's owner can put right."""
+
+
+def main() -> int:
+    """Install what is missing. Where that cannot be done, say why: a failure in CI, elsewhere tests are skipped."""
+    try:
+        if not GO_DAEMON.exists() or not GO_MESSAGES.exists():
+            print("installing a go-libp2p peer")
+            _install_go()
+        if not NODE.exists():
+            print("installing a js-libp2p peer")
+            _install_js()
+    except (CannotInstall, subprocess.CalledProcessError) as error:
+        print(f"the tests against foreign peers are skipped: {error}", file=sys.stderr)
+        return 1 if os.environ.get("CI") else 0
     print(f"foreign peers are in {CACHE}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
