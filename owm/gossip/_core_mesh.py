@@ -71,7 +71,7 @@ class Meshes(Generic[P]):
                 prunes.append(self._prune(topic, peer, exchange=True))
             else:
                 self.graft(topic, peer, now)
-        state.send_prunes(peer.id, prunes)
+        state.send_meshing(peer.id, [], prunes)
 
     def on_prune(self, peer: Peer[P], prunes: Iterable[Prune], now: float) -> None:
         """A peer took us out of its mesh; the back-off is honoured up to its cap (G4)."""
@@ -85,8 +85,10 @@ class Meshes(Generic[P]):
                 self._drop(topic, peer, now, backoff)
             elif topic.subscribed:
                 topic.backoff[peer.id] = max(topic.backoff.get(peer.id, 0.0), now + backoff)
-            if prune.peers and state.scores.settle(peer.score) >= params.score.exchange_threshold:
-                state.effects.append(Exchange(prune.peers[: params.exchange_peers]))
+            if not prune.peers or not topic.subscribed or len(topic.mesh) >= params.d:
+                continue  # more peers are no use to us now
+            if state.scores.settle(peer.score) >= params.score.exchange_threshold:
+                state.effects.append(Exchange(peer.id, prune.peers[: params.exchange_peers]))
 
     def remove(self, topic: Topic[P], peer: Peer[P], now: float) -> None:
         """The peer is gone, or no longer subscribed."""
@@ -113,8 +115,7 @@ class Meshes(Generic[P]):
                 grafts.append(name)
             elif until > now:
                 prunes.append(Prune(name, max(1, math.ceil(until - now))))
-        if grafts or prunes:
-            state.send(peer.id, Rpc(graft=tuple(grafts), prune=tuple(prunes)), Priority.CONTROL)
+        state.send_meshing(peer.id, grafts, prunes)
 
     def maintain(self, now: float) -> None:
         """The heartbeat's work on every mesh and fan-out."""
@@ -132,9 +133,9 @@ class Meshes(Generic[P]):
                 self._keep_fanout(topic, now)
             state.forget_if_unused(topic)
         for peer_id, names in grafts.items():
-            state.send(peer_id, Rpc(graft=tuple(names), prune=tuple(prunes.pop(peer_id, ()))), Priority.CONTROL)
+            state.send_meshing(peer_id, names, prunes.pop(peer_id, []))
         for peer_id, some in prunes.items():
-            state.send_prunes(peer_id, some)
+            state.send_meshing(peer_id, [], some)
 
     def _mend(self, topic: Topic[P], now: float, grafts: dict[P, list[str]], prunes: dict[P, list[Prune]]) -> None:
         params, mesh = self._state.params, topic.mesh

@@ -67,16 +67,17 @@ class Penalise(Generic[P]):
         self.reason = reason
 
 
-class Exchange:
+class Exchange(Generic[P]):
     """A well-behaved peer told us of others: pairs of peer id and signed peer record, both unchecked."""
 
-    __slots__ = ("peers",)
+    __slots__ = ("peers", "source")
 
-    def __init__(self, peers: tuple[tuple[bytes, bytes], ...]) -> None:
+    def __init__(self, source: P, peers: tuple[tuple[bytes, bytes], ...]) -> None:
+        self.source = source
         self.peers = peers
 
 
-Effect = SendRpc[P] | Validate[P] | Deliver[P] | Penalise[P] | Exchange
+Effect = SendRpc[P] | Validate[P] | Deliver[P] | Penalise[P] | Exchange[P]
 
 
 class Peer(Generic[P]):
@@ -167,9 +168,20 @@ class State(Generic[P]):
     def send(self, peer: P, rpc: Rpc, priority: Priority) -> None:
         self.effects.append(SendRpc(peer, rpc, priority))
 
-    def send_prunes(self, peer: P, prunes: list[Prune]) -> None:
-        if prunes:
-            self.send(peer, Rpc(prune=tuple(prunes)), Priority.CONTROL)
+    def send_meshing(self, peer: P, grafts: list[str], prunes: list[Prune]) -> None:
+        """GRAFTs and PRUNEs, in as few RPCs as their size allows: the records of others in them can be large."""
+        packs: list[list[Prune]] = [[]]
+        size = 0
+        for prune in prunes:
+            size += len(prune.topic) + 32 + sum(len(name) + len(record) + 16 for name, record in prune.peers)
+            if packs[-1] and size > self.params.max_rpc // 2:
+                packs.append([])
+                size = 0
+            packs[-1].append(prune)
+        for pack in packs:
+            if pack or grafts:
+                self.send(peer, Rpc(graft=tuple(grafts), prune=tuple(pack)), Priority.CONTROL)
+            grafts = []
 
     def misbehaved(self, peer: Peer[P], reason: str, now: float, amount: float = 1.0) -> None:
         """Count a broken rule (P7)."""

@@ -6,7 +6,7 @@ js-libp2p, whose default is strict signing (https://github.com/libp2p/specs/blob
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from random import Random
@@ -19,6 +19,7 @@ from owm.clock import Clock
 from owm.gossip._core import GossipCore, Verdict, libp2p_message_id
 from owm.gossip._core_params import GossipParams, SignaturePolicy
 from owm.gossip._core_wire import Message
+from owm.gossip._exchange import PeerExchange
 from owm.gossip._identifiers import is_signed_by_its_author, sign_message
 from owm.gossip._shell import PROTOCOLS, GossipShell
 from owm.identity import Identity, PeerId
@@ -52,6 +53,7 @@ class PubSub:
         validator: whether a well-signed message may be passed on and delivered; None: all may. If it raises, that is
             logged, the message is ignored and nobody is blamed.
         buffer: messages that wait for a reader; the newest are lost beyond it.
+        trusted: peers whose recommendations of others are taken from the start; others have to earn it.
     """
 
     def __init__(
@@ -65,14 +67,18 @@ class PubSub:
         protocols: Sequence[str] = PROTOCOLS,
         validator: Callable[[TopicMessage], Verdict] | None = None,
         buffer: int = 1024,
+        trusted: Collection[PeerId] = (),
     ) -> None:
         self._identity = identity
         self._clock = clock
         self._validator = validator
         self._buffer = buffer
         params = replace(params, policy=SignaturePolicy.STRICT_SIGN)
-        self.core: GossipCore[PeerId] = GossipCore(network.peer_id, params, random, libp2p_message_id)
-        self._shell = GossipShell(network, self.core, clock, protocols, self._judge, self._deliver)
+        self.core: GossipCore[PeerId] = GossipCore(
+            network.peer_id, params, random, libp2p_message_id, network.peer_record
+        )
+        exchange = PeerExchange(network, random)
+        self._shell = GossipShell(network, self.core, clock, protocols, self._judge, self._deliver, exchange, trusted)
         self._sequence = int(clock.time() * 1e9)
         self._readers: dict[str, list[trio.MemorySendChannel[TopicMessage]]] = {}
         self.lost = 0  #: messages that a reader was too slow for

@@ -15,6 +15,7 @@ from owm.gossip._catch_up import CatchUp
 from owm.gossip._core import GossipCore, Verdict
 from owm.gossip._core_params import GossipParams
 from owm.gossip._core_wire import Message
+from owm.gossip._exchange import PeerExchange
 from owm.gossip._identifiers import record_message_id
 from owm.gossip._interface import Gossip, GossipStatistics, Received, Validation, Validator
 from owm.gossip._shell import PROTOCOLS, GossipShell
@@ -60,7 +61,8 @@ class GossipService(Gossip):
         buffer: messages that wait for a subscriber; the oldest are lost beyond it.
         first_fetch: whether a new subscription fetches the current set from two peers.
         compare_every: seconds between two comparisons of a grow-only set with a neighbour, on average.
-        on_exchange: told of peers (id, signed peer record) that a well-behaved peer recommends.
+        trusted: peers, such as those that the operator named, whose recommendations are taken from the start; others
+            have to earn it.
     """
 
     def __init__(
@@ -75,7 +77,7 @@ class GossipService(Gossip):
         buffer: int = 1024,
         first_fetch: bool = True,
         compare_every: float = 60.0,
-        on_exchange: Callable[[tuple[tuple[bytes, bytes], ...]], None] | None = None,
+        trusted: Collection[PeerId] = (),
     ) -> None:
         self._network = network
         self._network_id = network_id
@@ -84,11 +86,22 @@ class GossipService(Gossip):
         self._buffer = buffer
         self._first_fetch = first_fetch
         self._message_id = record_message_id(network_id)
-        self.core: GossipCore[PeerId] = GossipCore(network.peer_id, params, random, self._message_id)
+        self.core: GossipCore[PeerId] = GossipCore(
+            network.peer_id, params, random, self._message_id, network.peer_record
+        )
         self.sync = SyncService(network, network_id=network_id, take=self._take_given)
         self._topics: dict[str, _Subscription] = {}
         self._catch_up = CatchUp(self.core, self.sync, self._topics, self._admit, self._blame, random, compare_every)
-        self._shell = GossipShell(network, self.core, clock, protocols, self._judge_message, self._deliver, on_exchange)
+        self._shell = GossipShell(
+            network,
+            self.core,
+            clock,
+            protocols,
+            self._judge_message,
+            self._deliver,
+            PeerExchange(network, random),
+            trusted,
+        )
         self._judged: SignedRecord | None = None  # between validation and delivery, which follows at once
         self._nursery: trio.Nursery | None = None
         self.lost = 0  #: messages that a subscriber was too slow for

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, Self
 
@@ -14,6 +14,7 @@ from owm.clock import Clock
 from owm.gossip._core import GossipCore, Verdict
 from owm.gossip._core_state import Deliver, Effect, Exchange, Penalise, SendRpc, Validate
 from owm.gossip._core_wire import Message, decode_rpc
+from owm.gossip._exchange import PeerExchange
 from owm.gossip._outbox import Outbox
 from owm.identity import PeerId
 from owm.net import Network, PeerConnected, Penalty, Stream, group_of, is_local
@@ -45,7 +46,8 @@ class GossipShell:
         protocols: offered and tried in this order.
         judge: what a message is worth; called once for each.
         deliver: takes accepted messages with the peer that forwarded them.
-        on_exchange: told of peers (id, signed peer record) that a well-behaved peer recommends.
+        exchange: is handed the peers that a well-behaved peer recommends.
+        trusted: whose recommendations are taken from the start: they score what others have to earn.
     """
 
     def __init__(
@@ -56,7 +58,8 @@ class GossipShell:
         protocols: Sequence[str],
         judge: Callable[[Message, PeerId], Verdict],
         deliver: Callable[[Message, PeerId], None],
-        on_exchange: Callable[[tuple[tuple[bytes, bytes], ...]], None] | None = None,
+        exchange: PeerExchange,
+        trusted: Collection[PeerId] = (),
     ) -> None:
         self._network = network
         self._core = core
@@ -64,7 +67,8 @@ class GossipShell:
         self._protocols = tuple(protocols)
         self._judge = judge
         self._deliver = deliver
-        self._on_exchange = on_exchange
+        self._exchange = exchange
+        self._trusted = frozenset(trusted)
         self.outboxes: dict[PeerId, Outbox] = {}  #: one for each connected peer
         self._scopes: dict[PeerId, trio.CancelScope] = {}
         self._later: deque[Validate[PeerId]] = deque()
@@ -84,6 +88,7 @@ class GossipShell:
             nursery.start_soon(self._beat)
             nursery.start_soon(self._forward)
             nursery.start_soon(self._validate_later)
+            nursery.start_soon(self._exchange.run)
             try:
                 yield self
             finally:
@@ -111,8 +116,8 @@ class GossipShell:
                 self._later.append(effect)
             elif type(effect) is Penalise:
                 self._network.penalise(effect.peer, Penalty.LOW_TOLERANCE, f"gossip: {effect.reason}")
-            elif isinstance(effect, Exchange) and self._on_exchange is not None:
-                self._on_exchange(effect.peers)
+            elif type(effect) is Exchange:
+                self._exchange.take(effect)
         if self._core.next_forward < _NEVER:
             self._forwards.set()
         return sent
@@ -171,6 +176,9 @@ class GossipShell:
         group = None if is_local(connection.address) else group_of(connection.address)
         now = self._clock.monotonic()
         self.apply(self._core.peer_up(peer, now, outbound=not connection.inbound, idontwant=False, group=group))
+        if peer in self._trusted:
+            score = self._core.params.score
+            self._core.set_application_score(peer, score.exchange_threshold / (score.application_weight or 1.0), now)
         self._nursery.start_soon(self._send_to, peer, outbox, scope)
 
     def _left(self, peer: PeerId) -> None:
