@@ -72,7 +72,8 @@ class Result:
             "baseline": self.baseline,
             "baseline_name": self.baseline_name,
             "ratio": self.ratio,
-            "goal": None if self.goal is None else f"{self.relation} {self.goal:g}",
+            "goal": self.goal,
+            "relation": None if self.goal is None else self.relation,
             "met": self.met,
         }
 
@@ -102,19 +103,11 @@ def main(name: str, run: Callable[[bool], Sequence[Result]], argv: Sequence[str]
 
 def save(name: str, results: Sequence[dict[str, object]], command: str) -> Path:
     """Write a run where `make docs` finds it."""
-    rows = []
-    for result in results:
-        target = str(result["goal"] or "")
-        if result["ratio"] is not None:
-            target = f"{result['ratio']:.2g} of {result['baseline_name']}" + (f", goal {target}" if target else "")
-        if result["met"] is False:
-            target += ": missed"
-        rows.append({"name": result["metric"], "value": result["ours"], "unit": result["unit"], "target": target})
     machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
     found = {"benchmark": name, "measured_at": f"{date.today():%Y-%m-%d}", "machine": machine, "command": command}
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({**found, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps({**found, "results": list(results)}, indent=1) + "\n", encoding="utf-8")
     return path
 
 
