@@ -53,6 +53,8 @@ class StandInEngine(Engine):
         self._context = context
         self._waiting = 0
         self._crash = trio.Event()
+        self._changed = trio.Event()
+        self._ready = True
         self.generated = 0
         self.cancelled = 0  #: generations that were left before they ended
 
@@ -67,6 +69,17 @@ class StandInEngine(Engine):
     async def running(self) -> AsyncIterator[Self]:
         yield self
 
+    def set_ready(self, ready: bool) -> None:
+        """Go away as a whole, or come back."""
+        self._ready = ready
+        self._changed.set()
+        self._changed = trio.Event()
+        if not ready:
+            self.crash()
+
+    async def readiness_changed(self) -> None:
+        await self._changed.wait()
+
     def crash(self) -> None:
         """Fail everything that runs, as when the engine's process dies; work that comes later runs again."""
         self._crash.set()
@@ -74,6 +87,8 @@ class StandInEngine(Engine):
 
     @asynccontextmanager
     async def generate(self, request: GenerateRequest) -> AsyncIterator[AsyncIterator[Token | Done]]:
+        if not self._ready:
+            raise EngineCrashed("the engine is not running")
         if request.model not in ("", _CHAT):
             raise InvalidRequest(f"this worker does not serve the model {request.model!r}")
         prompt = await self.count_tokens(request.messages)
@@ -130,7 +145,7 @@ class StandInEngine(Engine):
 
     def statistics(self) -> EngineStatistics:
         return EngineStatistics(
-            ready=True,
+            ready=self._ready,
             slots=int(self._slots.total_tokens),
             busy=self._slots.borrowed_tokens,
             generated_tokens=self.generated,

@@ -189,6 +189,8 @@ class TaskWorker:
             return Refused(code="draining", message="this worker is stopping")
         if self._reserved >= self.limits.slots + self.limits.queue:
             return Refused(code="busy", message="all slots and the queue are taken")
+        if not self._engine.statistics().ready:
+            return Refused(code="busy", message="the engine is being restarted")
         if offer.type not in self.task_types:
             return Refused(code="unsupported", message="this worker does not do that type of task")
         if not now - _SKEW_MS < offer.expires < now + 2 * _SKEW_MS:

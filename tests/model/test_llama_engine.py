@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 import trio
+import trio.lowlevel
 
 from owm.config import ModelSettings, expand
 from owm.model import SHIPPED, ChatMessage, Done, Engine, GenerateRequest, ModelCache, Token, engine_of
@@ -202,3 +203,24 @@ async def test_the_engine_dies_with_its_peer(cache: ModelCache) -> None:
             if "Z" in open(f"/proc/{pid}/stat").read().split()[2]:  # noqa: ASYNC230, SIM115
                 break  # dead; nobody has reaped it yet
             await trio.sleep(0.05)
+
+
+async def test_a_killed_engine_says_that_it_is_away_and_that_it_is_back(engine: Engine) -> None:
+    seen: list[bool] = []
+    pid = engine.statistics().pid
+    assert pid is not None
+
+    async def watch() -> None:
+        while True:
+            await engine.readiness_changed()
+            seen.append(engine.statistics().ready)
+
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch)
+            await trio.lowlevel.checkpoint()
+            os.kill(pid, signal.SIGKILL)
+            while len(seen) < 2:  # noqa: ASYNC110 - another process decides
+                await trio.sleep(0.05)
+            nursery.cancel_scope.cancel()
+    assert seen == [False, True]

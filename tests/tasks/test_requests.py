@@ -349,6 +349,25 @@ async def test_an_engine_that_crashed_costs_the_task_one_attempt(autojump_clock:
         assert failed[0].error == "engine: the engine died"
 
 
+async def test_a_task_waits_for_an_engine_that_is_being_restarted(autojump_clock: object) -> None:
+    """It costs neither an attempt nor the worker's good name."""
+    async with world(workers=1) as made:
+        engine = made.workers[0].engine
+        engine.ready = False
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+
+            async def restart() -> None:
+                await trio.sleep(3)
+                engine.ready = True
+
+            nursery.start_soon(restart)
+            text, completed, restarts = await ask(made, question(3))
+        assert (text, completed.attempts, restarts) == (whole(3), 1, 0)
+        assert 3 <= trio.current_time() - began < 4
+        assert made.scheduler.reliability.weight(completed.worker, made.clock.time()) > 0.9
+
+
 async def test_our_own_limit_of_streams_loses_no_task(autojump_clock: object) -> None:
     """More at once than streams may be open with the only worker: they wait their turn, and it is not blamed."""
     async with world() as made:

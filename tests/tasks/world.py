@@ -47,6 +47,7 @@ class CountingEngine(Engine):
         self.prompts: list[str] = []
         self.left_at: list[float] = []
         self.error: Exception | None = None
+        self.ready = True
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[CountingEngine]:
@@ -91,7 +92,7 @@ class CountingEngine(Engine):
         return len(messages)
 
     def statistics(self) -> EngineStatistics:
-        return EngineStatistics(ready=True, slots=4, busy=self.active)
+        return EngineStatistics(ready=self.ready, slots=4, busy=self.active)
 
 
 class WorkerPeer:
