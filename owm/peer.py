@@ -173,7 +173,7 @@ class Peer:
                 nursery.start_soon(self._follow_manifests)
             await stack.enter_async_context(self.requester.running())
             if self.worker is not None:
-                await stack.enter_async_context(self.worker.running(self.source))
+                await stack.enter_async_context(self.worker.running(self.source, self.presence.changed))
             nursery.start_soon(self._be_seen)
             if p.settings.network.measure_bandwidth:
                 nursery.start_soon(self._measure_bandwidth)

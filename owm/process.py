@@ -168,7 +168,7 @@ async def _parts(effective: Effective) -> tuple[Parts, LocalDiscovery | None]:
         random=Random(SystemRandom().getrandbits(256)),  # noqa: S311 - spreads timers and samples
         secrets=SystemRandom(),
         hardware=await detect(),
-        engine=engine_of(settings.model) if "worker" in settings.node.roles else None,
+        engine=engine_of(settings.model, identity.peer_id) if "worker" in settings.node.roles else None,
         cache_path=effective.data_dir / "peers.json",
         sources=sources,
     )

@@ -67,13 +67,19 @@ class Lab:
         await self.client.aclose()
         await self.devnet.stop()
 
-    async def settle(self, through: Member | None = None, seconds: float = 90) -> None:
-        """Until every worker is ready and the gateway holds a connection to each, under the worker's own id."""
+    async def settle(self, seconds: float = 90) -> None:
+        """Until every worker is ready and the front holds a connection to each, under the worker's own id."""
         with trio.fail_after(seconds):
-            while not await self._settled(through or self.front):  # noqa: ASYNC110
+            while not (await self._ready() and await self._knows(self.front, "usable")):  # noqa: ASYNC110
                 await trio.sleep(0.05)
 
-    async def _settled(self, gateway: Member) -> bool:
+    async def wait_knows(self, gateway: Member, seconds: float = 45) -> None:
+        """Until a gateway has heard of every worker, connected or not."""
+        with trio.fail_after(seconds):
+            while not await self._knows(gateway, "discovered", "connected", "usable"):  # noqa: ASYNC110
+                await trio.sleep(0.05)
+
+    async def _ready(self) -> bool:
         try:
             for worker in self.workers:
                 assert worker.peer is not None
@@ -84,12 +90,18 @@ class Lab:
                 # A worker may need a moment to notice that its engine is gone.
                 if (await self.numbers(worker)).get("owm_engine_pid") in (None, self._killed.get(worker.name)):
                     return False
-            assert gateway.peer is not None
+        except httpx.HTTPError:
+            return False
+        return True
+
+    async def _knows(self, gateway: Member, *states: str) -> bool:
+        assert gateway.peer is not None
+        try:
             peers = (await self.client.get(f"{gateway.peer.health_url}/local/peers")).json()
         except httpx.HTTPError:
             return False
-        usable = {row["peer_id"] for row in peers if row["state"] == "usable"}
-        return usable.issuperset(w.peer.peer_id for w in self.workers if w.peer is not None)
+        known = {row["peer_id"] for row in peers if row["state"] in states and "worker" in row["roles"]}
+        return known.issuperset(w.peer.peer_id for w in self.workers if w.peer is not None)
 
     def kill_now(self, member: Member, pid: int | None = None) -> None:
         """SIGKILL the peer, or another process of it."""
@@ -177,7 +189,7 @@ class Lab:
     def long_question(self) -> str:
         """A new prompt each time, so long that reading it takes the engine a while before its first token."""
         words = ("keeper", "storm", "lamp", "ship", "harbour", "gull", "rope", "night")
-        told = " ".join(self.random.choice(words) for _ in range(360))
+        told = " ".join(self.random.choice(words) for _ in range(180))
         return f"{QUESTION} Use these words: {told}"
 
     async def ask(

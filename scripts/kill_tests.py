@@ -130,7 +130,7 @@ async def first_peer_dies(lab: Lab, _victim: str) -> None:
 
 async def _answers(lab: Lab, gateway: Member, who: str) -> None:
     try:
-        await lab.settle(gateway, seconds=45)
+        await lab.wait_knows(gateway)
     except trio.TooSlowError as error:
         raise Failed(f"{who} did not learn of the workers") from error
     response = await lab.ask(through=gateway, tokens=8)

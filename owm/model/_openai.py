@@ -217,7 +217,7 @@ class OpenAIEngine(Engine):
         """What is raised here passes through the block of :meth:`_asked`."""
         events, count, size = EventData(), 0, 0
         finish, prompt, completion = "stop", 0, None
-        async for data in response.aiter_raw(1 << 16):
+        async for data in response.aiter_raw():
             for event in events.feed(data):
                 if event == b"[DONE]":
                     # A character of several tokens is one piece: the others have to be told before they are counted.
@@ -269,7 +269,7 @@ class OpenAIEngine(Engine):
 async def _read(response: httpx.Response, most: int) -> bytes:
     """The whole body; raises EngineError as soon as it is larger."""
     found = bytearray()
-    async for data in response.aiter_raw(1 << 16):
+    async for data in response.aiter_raw():
         found += data
         if len(found) > most:
             raise EngineError(f"the server behind this worker sent more than {most >> 10} KiB at once")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final, Self
 
@@ -60,12 +60,17 @@ class WorkerRole:
         )
 
     @asynccontextmanager
-    async def running(self, manifest: ManifestSource) -> AsyncIterator[Self]:
+    async def running(self, manifest: ManifestSource, on_change: Callable[[], None]) -> AsyncIterator[Self]:
         """Start the engine, then take tasks; at the end those that run are completed first (SRS-NODE-09).
 
         Cancelling it cuts them.
+
+        Args:
+            manifest: gets the engine and its load; it offers no slots while the engine is away.
+            on_change: called when the engine went away or came back.
         """
-        async with self._engine.running(), self.tasks.running():
+        async with self._engine.running(), self.tasks.running(), trio.open_nursery() as nursery:
+            nursery.start_soon(self._tell, on_change)
             manifest.engine = self._engine
             manifest.task_types = self.tasks.task_types
             manifest.load = self._load
@@ -76,6 +81,7 @@ class WorkerRole:
                 left = self._stopped_at + self._stop_timeout - trio.current_time()
                 if not await self.tasks.drain(max(0.0, left)):
                     _log.warning("tasks were cut off", seconds=self._stop_timeout)
+                nursery.cancel_scope.cancel()
 
     def stop(self) -> None:
         """Refuse new tasks from now on; their time to end counts from the first call."""
@@ -84,4 +90,10 @@ class WorkerRole:
 
     def _load(self) -> Load:
         statistics = self.tasks.statistics()
-        return Load(statistics.slots, statistics.busy, statistics.queued)
+        slots = statistics.slots if self._engine.statistics().ready else 0
+        return Load(slots, statistics.busy, statistics.queued)
+
+    async def _tell(self, on_change: Callable[[], None]) -> None:
+        while True:
+            await self._engine.readiness_changed()
+            on_change()

@@ -1,77 +1,25 @@
-"""A foreign server behind a worker: llama.cpp's own OpenAI-compatible one, and servers that misbehave."""
+"""llama.cpp's own OpenAI-compatible server behind a worker."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from functools import partial
+from collections.abc import Iterator
 
 import psutil
 import pytest
 import trio
 
-from owm.config import ModelSettings, expand
+from owm.config import ModelSettings
 from owm.errors import ConfigError
-from owm.model import SHIPPED, ChatMessage, Done, Engine, GenerateRequest, ModelCache, Token, engine_of
+from owm.identity import Identity
+from owm.model import ChatMessage, Done, GenerateRequest, engine_of
 from owm.model.errors import EngineCrashed, EngineError, InvalidRequest, PromptTooLong
-
-KEY = "a-secret-for-the-server"
-QUESTION = (ChatMessage("user", "What is the capital of France?"),)
-
-
-@contextmanager
-def llama_server(*more: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    cache = ModelCache(expand(ModelSettings().model_cache_dir))
-    card = SHIPPED["smollm2-135m-instruct"]
-    cache.pull(card)
-    weights = next((cache.folder / card.id).glob("*.gguf"))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.model._llama_server", str(weights), KEY, *more],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        url = process.stdout.readline().strip()
-        assert url.startswith("http"), "llama.cpp's server did not start"
-        yield url, process
-    finally:
-        process.kill()
-        process.wait()
+from tests.model._servers import QUESTION, answer, llama_server, scripted, settings
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     with llama_server() as (url, _):
         yield url
-
-
-def settings(url: str, monkeypatch: pytest.MonkeyPatch, **changes: object) -> ModelSettings:
-    monkeypatch.setenv("TEST_ENGINE_KEY", KEY)
-    base = {
-        "engine": "openai",
-        "url": f"{url}/v1",
-        "api_key_env": "TEST_ENGINE_KEY",
-        "chat": "llama-server",
-        "embedding": "",
-    }
-    return ModelSettings(**{**base, **changes})  # type: ignore[arg-type]
-
-
-async def answer(engine: Engine, **changes: object) -> tuple[list[Token], Done]:
-    tokens: list[Token] = []
-    request = GenerateRequest(**{"messages": QUESTION, "max_tokens": 16, "temperature": 0.0, **changes})  # type: ignore[arg-type]
-    async with engine.generate(request) as items:
-        async for item in items:
-            if isinstance(item, Done):
-                return tokens, item
-            tokens.append(item)
-    raise AssertionError("the answer had no end")
 
 
 @pytest.mark.slow
@@ -169,6 +117,16 @@ async def test_a_wrong_key_and_an_unknown_model_stop_the_worker_with_words(
             pass
 
 
+def test_no_two_workers_and_no_two_models_have_one_hash() -> None:
+    """Everybody's server is at 127.0.0.1:8000 and serves the same name: that says nothing of what it computes."""
+    given = ModelSettings(engine="openai", url="http://127.0.0.1:8000/v1", chat="llama", embedding="llama")
+    owners = [Identity(bytes([n]) * 32).peer_id for n in range(2)]
+    first, other = (engine_of(given, owner).models for owner in owners)
+    assert len({model.sha256 for model in (*first, *other)}) == 4
+    assert engine_of(given, owners[0]).models == first
+    assert all(len(model.sha256) == 64 for model in first)
+
+
 def test_settings_that_cannot_work_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"model\.url"):
         engine_of(ModelSettings(engine="openai"))
@@ -184,72 +142,6 @@ async def test_no_server_at_the_url_says_so(monkeypatch: pytest.MonkeyPatch) -> 
             pass
 
 
-def event(**content: object) -> bytes:
-    return b"data: " + json.dumps(content).encode() + b"\n\n"
-
-
-WORD = event(choices=[{"delta": {"content": "word "}}])
-
-
-@asynccontextmanager
-async def scripted(parts: list[bytes], status: int = 200, hold: bool = False) -> AsyncIterator[str]:
-    """A server that answers every chat with these bytes, and lists one model."""
-
-    async def serve(stream: trio.SocketStream) -> None:
-        head = b""
-        while b"\r\n\r\n" not in head or (head.startswith(b"POST") and not head.endswith(b"}")):
-            head += await stream.receive_some(65536)
-        models = json.dumps({"data": [{"id": "llama-server"}]}).encode()
-        if head.startswith(b"GET"):
-            await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(models) + models)
-        else:
-            await stream.send_all(b"HTTP/1.1 %d X\r\nConnection: close\r\n\r\n" % status)
-            for part in parts:
-                await stream.send_all(part)
-            if hold:
-                await trio.sleep_forever()
-        await stream.aclose()
-
-    async with trio.open_nursery() as nursery:
-        listeners = await nursery.start(partial(trio.serve_tcp, serve, 0, host="127.0.0.1"))
-        yield f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
-        nursery.cancel_scope.cancel()
-
-
-@pytest.mark.parametrize(
-    ("parts", "status", "error", "words"),
-    [
-        ([WORD, WORD], 200, EngineCrashed, "ended its answer early"),
-        ([WORD, b"data: {nonsense\n\n"], 200, EngineError, "not JSON"),
-        ([b"data: [1, 2]\n\n"], 200, EngineError, "not an object"),
-        ([event(error={"message": "out of memory"})], 200, EngineError, "out of memory"),
-        ([b"data: " + b"x" * (2 << 20) + b"\n\n"], 200, EngineError, "without end"),
-        ([b'{"error": "overloaded"}'], 503, EngineError, "503"),
-        ([b'{"error": "bad temperature"}'], 400, InvalidRequest, "bad temperature"),
-        ([b'{"error": "exceeds the context size"}'], 400, PromptTooLong, "context"),
-    ],
-)
-async def test_what_a_bad_server_says_is_an_error_and_never_an_answer(
-    parts: list[bytes], status: int, error: type[Exception], words: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with scripted(parts, status) as url:
-        engine = engine_of(settings(url, monkeypatch))
-        async with engine.running():
-            with pytest.raises(error, match=words):
-                await answer(engine)
-            assert engine.statistics().busy == 0
-
-
-async def test_cancellation_while_a_server_says_nothing_is_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with scripted([WORD], hold=True) as url:
-        engine = engine_of(settings(url, monkeypatch))
-        async with engine.running():
-            with trio.move_on_after(0.3) as scope:
-                await answer(engine)
-            assert scope.cancelled_caught
-            assert engine.statistics().busy == 0
-
-
 async def test_the_manifest_of_such_a_worker_says_that_it_is_unaudited(monkeypatch: pytest.MonkeyPatch) -> None:
     from owm.config import NodeSettings, Settings, load_constitution
     from owm.hardware import Hardware
@@ -257,8 +149,8 @@ async def test_the_manifest_of_such_a_worker_says_that_it_is_unaudited(monkeypat
     from tests.peer._peers import hub, peer
 
     plain = peer(hub(), "somebody", ["gateway"])
-    async with scripted([]) as url:
-        engine = engine_of(settings(url, monkeypatch))
+    async with scripted() as server:
+        engine = engine_of(settings(server.url, monkeypatch))
         async with engine.running():
             source = ManifestSource(
                 Settings(node=NodeSettings(roles=("worker",))),
