@@ -22,7 +22,7 @@ from owm.config import Constitution, Settings
 from owm.dht import DhtParams, KademliaDht
 from owm.directory import ClockComparison, Directory
 from owm.directory.bandwidth import BandwidthService
-from owm.directory.joining import Joiner, Source
+from owm.directory.joining import Joiner, Source, split_address
 from owm.directory.shards import ManifestTopics
 from owm.errors import ConfigError
 from owm.gossip import GossipParams, GossipService, ScoreParams
@@ -92,6 +92,7 @@ class Peer:
             clock=p.clock,
             random=p.random,
             params=GossipParams(score=ScoreParams(colocation_weight=p.constitution.gossip.colocation_weight)),
+            trusted=[lead.peer for lead in map(split_address, p.settings.network.bootstrap) if lead.peer is not None],
         )
         self.clocks = ClockComparison()
         self.manifests = ManifestTopics(
