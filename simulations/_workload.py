@@ -118,10 +118,10 @@ class Workload:
             return
         if node.dht is None:
             return
-        sought = target.contact.id
+        sought = target.contact
         kind = "find_peer_across" if happenings.across(node.index, target.index) else "find_peer"
-        operation = node.dht.start_find_peer(sought, self._world.heap.seconds)
-        self._begin(kind, node, operation, lambda r: r.peer is not None and r.peer.id == sought)
+        operation = node.dht.start_find_peer(sought.id, self._world.heap.seconds)
+        self._begin(kind, node, operation, lambda r: r.peer == sought)  # the very peer, at its own address
 
     def _record(self, node: Node, age: float = 0.0) -> tuple[bytes, bytes]:
         """A record that the node issues, by its own clock."""

@@ -256,9 +256,10 @@ class World:
             self.heap.events += 1
 
     def send_query(self, node: Node, contact: Contact, query_id: int, message: Message) -> None:
-        """Put a query on its way; a peer that is gone refuses at once, one that is frozen says nothing."""
+        """Put a query on its way; a peer that is gone or elsewhere refuses at once, one that is frozen says nothing."""
         target = self.by_id.get(contact.id)
-        if target is None or not target.online or not self.can_dial(node, target):
+        there = target is not None and (contact is target.contact or contact == target.contact)
+        if target is None or not there or not target.online or not self.can_dial(node, target):
             self.heap.at(self.heap.now + _REFUSED_AFTER, self._failed, node, node.version, query_id)
             return
         delay = self.links.delay(node.index, target.index)
@@ -280,7 +281,8 @@ class World:
             answer = self.adversary.answer(target, message) if self.adversary is not None else None
         elif target.dht is not None:
             try:
-                answer = target.dht.receive_query(node.contact.id, message, heap.seconds)
+                observed = node.contact.addresses[0]
+                answer = target.dht.receive_query(node.contact.id, message, heap.seconds, observed)
             except QueryRefused:
                 return
             self.dht_effects(target)

@@ -163,7 +163,7 @@ def test_whoever_connects_first_after_a_restart_does_not_keep_the_old_acquaintan
 
 @pytest.mark.attack("D5")
 def test_false_addresses_of_a_sought_peer_are_not_believed():
-    """A tenth of the peers give every sought peer their own host's address: of 80 lookups none returns it, all succeed."""
+    """A tenth of the peers give every sought peer their own host's address: 80 lookups succeed, none with it."""
     net = Net(seed=8)
     cores = net.grow(200)
 
