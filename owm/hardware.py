@@ -27,6 +27,7 @@ __all__ = [
     "classify",
     "detect",
     "ignored_override",
+    "memory_limits",
 ]
 
 _log = structlog.get_logger(__name__)
@@ -61,6 +62,7 @@ class Hardware:
 
     accelerators: tuple[Accelerator, ...]
     ram_mib: int
+    nvidia: int = 0  #: how many of the accelerators are NVIDIA's; they come first, in the order of their PCI buses
 
     @property
     def vram_mib(self) -> int:
@@ -160,5 +162,20 @@ async def _run(command: tuple[str, ...]) -> str:
 
 async def detect() -> Hardware:
     """Probe this machine; a vendor's tool that is missing or broken means no such accelerator."""
-    cards = parse_nvidia_smi(await _run(_NVIDIA)) + parse_rocm_smi(await _run(_ROCM))
-    return Hardware(cards, int(psutil.virtual_memory().total) // 2**20)
+    nvidia = parse_nvidia_smi(await _run(_NVIDIA))
+    amd = parse_rocm_smi(await _run(_ROCM))
+    return Hardware(nvidia + amd, int(psutil.virtual_memory().total) // 2**20, len(nvidia))
+
+
+def memory_limits(hardware: Hardware, percent: int) -> dict[str, str]:
+    """Environment variables that keep a process to ``percent`` of each NVIDIA card's memory (SRS-NODE-05).
+
+    CUDA obeys them where the Multi-Process Service runs. Its share of the cards' compute units is left alone: a card
+    that nobody else uses would stand idle.
+    """
+    limits = ",".join(
+        f"{number}={card.vram_mib * percent // 100}M"
+        for number, card in enumerate(hardware.accelerators[: hardware.nvidia])
+    )
+    # CUDA numbers the fastest card first unless it is told to; nvidia-smi goes by PCI bus.
+    return {"CUDA_MPS_PINNED_DEVICE_MEM_LIMIT": limits, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if limits else {}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from owm.hardware import Hardware, applied_tier, classify, detect, parse_nvidia_smi, parse_rocm_smi
+from owm.hardware import Hardware, applied_tier, classify, detect, memory_limits, parse_nvidia_smi, parse_rocm_smi
 from owm.records import TIERS, Accelerator
 
 ROCM = (
@@ -32,6 +32,15 @@ def test_nvidia_cards_are_read_with_their_memory_and_driver() -> None:
 
 def test_amd_cards_are_read_and_one_without_memory_is_left_out() -> None:
     assert parse_rocm_smi(ROCM) == (Accelerator("Radeon RX 7900 XTX", 24560, "6.3.6"),)
+
+
+def test_the_engine_gets_its_share_of_every_nvidia_card() -> None:
+    """SRS-NODE-05."""
+    cards = (Accelerator("H100", 81559, "1"), Accelerator("T4", 15360, "1"), Accelerator("Radeon", 24560, "6"))
+    found = memory_limits(Hardware(cards, 64_000, nvidia=2), 80)
+    assert found["CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"] == "0=65247M,1=12288M"
+    assert found["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert memory_limits(Hardware(cards[2:], 64_000), 80) == memory_limits(Hardware((), 64_000), 80) == {}
 
 
 @given(st.text())

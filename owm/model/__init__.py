@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from owm.model._cache import ModelCache, Progress
@@ -38,11 +39,14 @@ __all__ = [
 ]
 
 
-def engine_of(settings: ModelSettings, owner: PeerId | None = None) -> Engine:
+def engine_of(
+    settings: ModelSettings, owner: PeerId | None = None, environment: Mapping[str, str] | None = None
+) -> Engine:
     """The engine that the settings choose, not running yet.
 
     Args:
         owner: whose worker it is; it goes into the hash of a model that has no file.
+        environment: variables for an engine's process beside our own, as :func:`owm.hardware.memory_limits` makes them.
 
     Raises:
         ConfigError: the settings do not fit together, or name a model that is not known.
@@ -53,4 +57,4 @@ def engine_of(settings: ModelSettings, owner: PeerId | None = None) -> Engine:
         return OpenAIEngine(settings, owner)
     from owm.model._engine import LlamaEngine
 
-    return LlamaEngine(settings)
+    return LlamaEngine(settings, environment=environment)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, Self
@@ -47,8 +47,14 @@ class LlamaEngine(Engine):
 
     kind = "llama.cpp"
 
-    def __init__(self, settings: ModelSettings, cache: ModelCache | None = None) -> None:
+    def __init__(
+        self,
+        settings: ModelSettings,
+        cache: ModelCache | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self._settings = settings
+        self._environment = environment
         self._cache = cache or ModelCache(expand(settings.model_cache_dir))
         self._chat = self._cache.card(settings.chat)
         self._embedding: ModelCard | None = self._cache.card(settings.embedding) if settings.embedding else None
@@ -98,7 +104,7 @@ class LlamaEngine(Engine):
         backoff = _FIRST_BACKOFF
         started = False
         while True:
-            process = EngineProcess(settings)
+            process = EngineProcess(settings, self._environment)
             began = trio.current_time()
             try:
                 async with process.running():

@@ -67,7 +67,7 @@ class EngineProcess:
 
     Args:
         settings: what the child needs, as JSON; see :mod:`owm.model.engine_main`.
-        environment: variables for the child beside our own.
+        environment: variables for the child beside our own, which win.
         backlog: messages of one call that may wait to be read; then it is cancelled.
     """
 
@@ -104,7 +104,7 @@ class EngineProcess:
             stdout=subprocess.PIPE,
             bufsize=0,
             start_new_session=True,
-            env={**os.environ, **self._environment, "OWM_PARENT": str(os.getpid())},
+            env={**self._environment, **os.environ, "OWM_PARENT": str(os.getpid())},
         )
         self._process = process
         assert process.stdin is not None and process.stdout is not None
