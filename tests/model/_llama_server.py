@@ -1,4 +1,4 @@
-"""llama.cpp's own HTTP server as a process: ``python -m tests.model._llama_server WEIGHTS KEY [embedding]``.
+"""llama.cpp's own HTTP server as a process: ``python -m tests.model._llama_server WEIGHTS KEY [embedding] [port=N]``.
 
 Prints its base URL once it serves, then stays until its standard input closes.
 """
@@ -16,7 +16,7 @@ def main() -> None:
     params.model.path = weights
     params.model_alias = {"llama-server"}
     params.hostnames = ["127.0.0.1"]
-    params.port = 0
+    params.port = next((int(part[5:]) for part in rest if part.startswith("port=")), 0)
     params.api_keys = [key]
     params.ui = False
     params.n_ctx = 512 * 2
