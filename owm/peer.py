@@ -168,6 +168,7 @@ class Peer:
             nursery.start_soon(standing.run)
             nursery.start_soon(self.directory.watch, p.network)
             nursery.start_soon(self._keep_directory)
+            nursery.start_soon(p.store.keep_pruned, p.clock)
             nursery.start_soon(self.joiner.run)
             await stack.enter_async_context(self.manifests.running())
             if self.is_gateway:

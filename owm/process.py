@@ -20,7 +20,7 @@ import trio
 from prometheus_client import CollectorRegistry
 
 from owm.clock import SystemClock
-from owm.config import Effective, load_constitution
+from owm.config import Effective, TaskSettings, load_constitution
 from owm.directory.joining import Lead, Source, split_address
 from owm.errors import ConfigError, OwmError
 from owm.hardware import detect
@@ -31,7 +31,7 @@ from owm.peer import Parts, Peer, limits_of, settle_memory
 from owm.records import TIERS
 from owm.roles._local import LocalViews
 from owm.roles._state import PeerFile, data_folder_lock
-from owm.store import Store
+from owm.store import Retention, Store
 
 if TYPE_CHECKING:
     from owm.net.mdns import LocalDiscovery
@@ -130,6 +130,16 @@ async def _serve(peer: Peer, life: _Life, local: LocalDiscovery | None, effectiv
         await life.serve()
 
 
+def _retention(tasks: TaskSettings) -> Retention:
+    return Retention(
+        task_seconds=tasks.keep_days * 86400.0,
+        most_tasks=tasks.most_kept,
+        contents=tasks.keep_contents,
+        content_seconds=tasks.contents_days * 86400.0,
+        content_bytes=tasks.contents_mib << 20,
+    )
+
+
 async def _parts(effective: Effective) -> tuple[Parts, LocalDiscovery | None]:
     """What the settings say this peer is made of, nothing of it started."""
     settings = effective.settings
@@ -163,7 +173,7 @@ async def _parts(effective: Effective) -> tuple[Parts, LocalDiscovery | None]:
         settings=settings,
         constitution=constitution,
         network=network,
-        store=Store(effective.database_path),
+        store=Store(effective.database_path, retention=_retention(settings.tasks)),
         clock=clock,
         random=Random(SystemRandom().getrandbits(256)),  # noqa: S311 - spreads timers and samples
         secrets=SystemRandom(),

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import click
 
@@ -17,8 +16,6 @@ from owm.config import Effective
 from owm.errors import TemporaryError
 
 __all__ = ["peers_command", "status_command", "tasks_command", "version_command"]
-
-_TASK_COLUMNS: Final = ("id", "role", "type", "state", "created", "started", "finished", "completion_tokens", "error")
 
 
 @click.command("status")
@@ -111,29 +108,24 @@ def tasks_command(config: Path | None, data_dir: str | None, limit: int, as_json
             _when(task["created"]),
             _took(task),
             task["completion_tokens"] or "-",
+            task["payment"],
             task["error"] or "-",
         )
         for task in found
     ]
-    columns = ("task", "we were", "type", "state", "created", "took", "tokens", "error")
+    columns = ("task", "we were", "type", "state", "created", "took", "tokens", "payment", "error")
     print_table(columns, rows, empty="There are no tasks yet.")
     return 0
 
 
 def _read_log(effective: Effective, limit: int) -> list[dict[str, Any]]:
-    """The task log from disk, opened read-only, so that a peer that starts meanwhile is not disturbed."""
+    """The task log from disk, with the keys that a running peer gives it."""
+    from owm.store import read_tasks, task_view
+
     path = effective.database_path
     if not path.exists():
         raise TemporaryError(f"no peer runs here and there is no task log at {path}: name its folder with --data-dir")
-    try:
-        connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=5)
-        try:
-            sql = f"SELECT {', '.join(_TASK_COLUMNS)} FROM tasks ORDER BY created DESC LIMIT ?"  # noqa: S608 - constants
-            return [dict(zip(_TASK_COLUMNS, row, strict=True)) for row in connection.execute(sql, (limit,))]
-        finally:
-            connection.close()
-    except sqlite3.Error as error:
-        raise TemporaryError(f"cannot read the task log {path}: {error}") from error
+    return [task_view(entry) for entry in read_tasks(path, limit)]
 
 
 def _when(unix: float) -> str:

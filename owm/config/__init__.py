@@ -15,6 +15,7 @@ from owm.config._settings import (
     NetworkSettings,
     NodeSettings,
     Settings,
+    TaskSettings,
 )
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "NodeSettings",
     "Setting",
     "Settings",
+    "TaskSettings",
     "config_path",
     "describe_settings",
     "expand",

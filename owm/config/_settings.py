@@ -22,6 +22,7 @@ __all__ = [
     "NetworkSettings",
     "NodeSettings",
     "Settings",
+    "TaskSettings",
 ]
 
 ROLES = ("worker", "gateway")
@@ -104,6 +105,16 @@ class DataSettings(_Section, frozen=True):
     contributor_data_dir: str = ""  #: the folder; empty for none
 
 
+class TaskSettings(_Section, frozen=True):
+    """What the task log keeps of tasks, ours and others' (SRS-NODE-06)."""
+
+    keep_days: Positive = 90  #: of finished tasks, and of dispatches: what is older can no longer be proved
+    most_kept: Positive = 1_000_000  #: tasks; the oldest finished ones go first
+    keep_contents: bool = False  #: prompts and answers too, not only their hashes; off, since they are other people's
+    contents_days: Positive = 7  #: of prompts and answers
+    contents_mib: Positive = 256  #: of all prompts and answers together; the oldest go first
+
+
 class ApiSettings(_Section, frozen=True):
     """The public API of a gateway."""
 
@@ -142,6 +153,7 @@ class Settings(_Section, frozen=True):
     lightning: LightningSettings = field(default_factory=LightningSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     data: DataSettings = field(default_factory=DataSettings)
+    tasks: TaskSettings = field(default_factory=TaskSettings)
     api: ApiSettings = field(default_factory=ApiSettings)
     health: HealthSettings = field(default_factory=HealthSettings)
     log: LogSettings = field(default_factory=LogSettings)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from owm import __version__
 from owm.health import LocalView
+from owm.store import task_view
 
 if TYPE_CHECKING:
     from owm.peer import Peer
@@ -123,22 +124,4 @@ class LocalViews:
             limit = max(1, min(int(query.get("limit", "100")), _MOST_TASKS))
         except ValueError:
             limit = 100
-        rows = []
-        for entry in await self._peer.parts.store.tasks(limit):
-            rows.append(
-                {
-                    "id": entry.id,
-                    "role": entry.role,
-                    "type": entry.type,
-                    "peer": entry.peer.hex(),
-                    "state": entry.state,
-                    "created": entry.created,
-                    "started": entry.started,
-                    "finished": entry.finished,
-                    "prompt_tokens": entry.prompt_tokens,
-                    "completion_tokens": entry.completion_tokens,
-                    "payment": entry.payment,
-                    "error": entry.error,
-                }
-            )
-        return rows
+        return [task_view(entry) for entry in await self._peer.parts.store.tasks(limit)]

@@ -9,12 +9,21 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 import msgspec
+import structlog
+import trio
 
+from owm.clock import Clock
 from owm.store._database import Database, InlineDatabase, ThreadDatabase
 from owm.store._entries import COLUMNS, Content, TaskEntry
 from owm.store._retention import ContentRoom, Retention, removals
+from owm.store.errors import StoreError
 
 __all__ = ["Store"]
+
+_log = structlog.get_logger(__name__)
+
+_PRUNE_AFTER: Final = 60.0
+_PRUNE_EVERY: Final = 3600.0
 
 _RESERVE: Final = 1000  # sequence numbers persisted ahead, so that not every record waits for the disk
 
@@ -101,6 +110,19 @@ class Store:
             while count := await self._db.run(job):
                 removed += count
         return removed
+
+    async def keep_pruned(self, clock: Clock) -> None:
+        """Prune a minute after the start and then hourly; runs until cancelled."""
+        await trio.sleep(_PRUNE_AFTER)
+        while True:
+            try:
+                removed = await self.prune(clock.time())
+            except StoreError as error:
+                _log.warning("old tasks could not be removed", error=str(error))
+            else:
+                if removed:
+                    _log.info("old tasks were removed", rows=removed)
+            await trio.sleep(_PRUNE_EVERY)
 
     async def task(self, task_id: str, role: str) -> TaskEntry | None:
         rows = await self._query(f"{_SELECT} WHERE id = ? AND role = ?", (task_id, role))

@@ -11,7 +11,7 @@ from owm.api.keys import KeyStore
 from owm.cli._local import KEY_FILE, KEYS_FILE, local_key
 from owm.config import load_settings
 from owm.model import ModelCache
-from owm.store import Store, TaskEntry
+from owm.store import Store, TaskEntry, task_view
 from tests.cli._run import Cli
 
 
@@ -79,7 +79,9 @@ async def test_the_task_log_is_read_without_a_peer(owm: Cli, tmp_path: Path, mon
             await store.log_task(entry)
         found = owm("tasks", "--data-dir", str(tmp_path), "--limit", "2", "--json").json
     assert [task["id"] for task in found] == ["t2", "t1"]
-    assert "t2" in owm("tasks", "--data-dir", str(tmp_path)).out
+    assert set(found[0]) == set(task_view(entry)), "the keys of the view of a running peer"
+    shown = owm("tasks", "--data-dir", str(tmp_path)).out
+    assert "t2" in shown and "payment" in shown.splitlines()[0]
 
 
 def test_without_a_peer_or_a_log_tasks_says_what_to_do(
