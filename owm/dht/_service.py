@@ -336,7 +336,7 @@ class KademliaDht(Dht):
         """Foreign peers take everybody for a server that speaks the protocol, so a client does not speak it."""
         if self.core.serving and not self._serves:
             self._serves = True
-            self._network.handle(self._protocol, self._server.serve)
+            self._network.handle(self._protocol, self._server.serve, control=True)
 
     # Background
 

@@ -72,7 +72,9 @@ class SyncService:
         take: Callable[[str, list[bytes], PeerId], Awaitable[int]] | None = None,
     ) -> None:
         protocol = f"/owm/{network_id}/sync/1"
-        self._calls = Calls(network, protocol, max_request=_MAX_REQUEST, max_response=_MAX_REPLY, rate=Rate(20, 200))
+        self._calls = Calls(
+            network, protocol, max_request=_MAX_REQUEST, max_response=_MAX_REPLY, rate=Rate(20, 200), control=True
+        )
         self._sources: dict[str, Callable[[], Iterable[SignedRecord]]] = {}
         self._growing: set[str] = set()
         self._message_id = record_message_id(network_id)

@@ -1,6 +1,7 @@
 """The network: peers, connections, streams and calls, over libp2p or in memory."""
 
 from owm.net._admission import Admission
+from owm.net._budget import ByteBudget
 from owm.net._call_client import OutgoingCall
 from owm.net._call_server import Call, CallHandler
 from owm.net._calls import Calls
@@ -31,6 +32,7 @@ __all__ = [
     "HALF_LIFE",
     "Admission",
     "Attempt",
+    "ByteBudget",
     "Call",
     "CallHandler",
     "Calls",

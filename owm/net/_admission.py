@@ -8,17 +8,20 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from owm.identity import PeerId
-from owm.net._groups import group_of, is_local
+from owm.net._budget import ByteBudget
+from owm.net._groups import ONION_GROUP, group_of, is_local
 from owm.net._limits import NetworkLimits
 from owm.net._penalties import Penalties
-from owm.net._quota import Quota, QuotaTable, Rate
+from owm.net._quota import QuotaTable, Rate
 
-__all__ = ["Admission"]
+__all__ = ["HANDSHAKE_BYTES", "Admission"]
 
-_DAY: Final = 86_400.0
 _FRUGAL: Final = 4  # unprotected connections that are kept when the day's bytes are used up
 # A peer that leaves and comes back for ever is turned away for a while (20 returns in a row are in order).
 _RETURNS: Final = Rate(per_second=0.5, burst=30)
+_SHARED: Final = frozenset({ONION_GROUP, "relay", "dns", "other"})  # groups of many operators
+_SHARED_PART: Final = 5  # of the connections that we open, one of those groups may hold a fifth
+HANDSHAKE_BYTES: Final = 1500  #: what a handshake costs, about, whoever it is with
 
 
 @dataclass(slots=True)
@@ -46,13 +49,14 @@ class Admission:
         self._penalties = penalties
         self._slots: dict[Hashable, _Slot] = {}
         self._inbound: Counter[str] = Counter()  # by group
+        self._outbound: Counter[str] = Counter()  # by group
         self._handshakes: Counter[str] = Counter()  # by group
+        self._shaking: dict[Hashable, str] = {}  # handshakes under way and their groups, the oldest first
         self._peers: Counter[PeerId] = Counter()
         self._inbound_total = 0
         self._tags: dict[PeerId, set[str]] = {}
         self._returns = QuotaTable(_RETURNS)
-        day = limits.max_bytes_per_day
-        self._bytes = Quota(Rate(day / _DAY, day)) if day else None
+        self.budget = ByteBudget(limits.max_bytes_per_day) if limits.max_bytes_per_day else None
         self.refused = 0  #: connections turned away since start
 
     def __len__(self) -> int:
@@ -73,22 +77,35 @@ class Admission:
     def is_protected(self, peer: PeerId) -> bool:
         return peer in self._tags
 
-    def begin_handshake(self, address: str) -> str | None:
-        """An unauthenticated inbound connection from ``address``; pair with :meth:`end_handshake` unless refused."""
+    def begin_handshake(self, key: Hashable, address: str, now: float) -> str | None:
+        """An unauthenticated inbound connection from ``address``; pair with :meth:`end_handshake` unless refused.
+
+        Before the handshake we cannot know who it is, so connections that have not authenticated take no slots of
+        those that have: they have places of their own, see :meth:`crowded_out`.
+        """
         group = group_of(address)
         if not self._is_exempt(address) and self._handshakes[group] >= self._limits.max_handshakes_per_subnet:
             return self._refuse("too many handshakes under way from that subnet")
-        # Before the handshake we cannot know who it is: the slots kept for protected peers are open to all so far.
-        if len(self._slots) + self._handshakes.total() >= self._limits.max_connections:
+        if len(self._slots) >= self._limits.max_connections:
             return self._refuse("all connections are taken")
+        if self.budget is not None:
+            if self.budget.wait(now) > 0:
+                return self._refuse("the day's bytes are used up")
+            self.budget.charge(HANDSHAKE_BYTES, now)
         self._handshakes[group] += 1
+        self._shaking[key] = group
         return None
 
-    def end_handshake(self, address: str) -> None:
-        group = group_of(address)
-        self._handshakes[group] -= 1
-        if self._handshakes[group] <= 0:
-            del self._handshakes[group]
+    def crowded_out(self) -> Hashable | None:
+        """The handshake to break off because there are too many: the oldest of the group that has the most."""
+        if len(self._shaking) <= self._limits.max_handshakes:
+            return None
+        most = max(self._handshakes.values())
+        self.refused += 1
+        return next(key for key, group in self._shaking.items() if self._handshakes[group] == most)
+
+    def end_handshake(self, key: Hashable) -> None:
+        _decrement(self._handshakes, self._shaking.pop(key))
 
     def admit(self, peer: PeerId, address: str, *, inbound: bool, now: float) -> str | None:
         """Whether an authenticated connection may stay. Call :meth:`opened` right after when it may."""
@@ -102,12 +119,14 @@ class Admission:
         if len(self._slots) >= limits.max_connections - limits.reserved_protected:
             return self._refuse("all connections are taken")
         if not inbound:
+            if not self._is_exempt(address) and self._outbound[group_of(address)] >= self._outbound_share(address):
+                return self._refuse("enough connections to that subnet")
             return None
         if self._inbound_total >= limits.max_inbound:
             return self._refuse("all inbound connections are taken")
         if not self._is_exempt(address) and self._inbound[group_of(address)] >= limits.max_per_subnet:
             return self._refuse("too many connections from that subnet")
-        if self._bytes is not None and self._bytes.wait(1, now) > 0:
+        if self.is_spent(now):
             return self._refuse("the day's bytes are used up")
         if not self._returns.take(peer, 1, now):
             return self._refuse("reconnects too often")
@@ -118,17 +137,14 @@ class Admission:
         group = "local" if self._is_exempt(address) else group_of(address)
         self._slots[key] = _Slot(peer, group, inbound, now, now)
         self._peers[peer] += 1
-        if inbound:
-            self._inbound[group] += 1
-            self._inbound_total += 1
+        (self._inbound if inbound else self._outbound)[group] += 1
+        self._inbound_total += inbound
 
-    def used(self, key: Hashable, amount: int, now: float) -> None:
-        """Bytes went over the connection: keeps it from looking idle, and counts against the day's budget."""
+    def used(self, key: Hashable, now: float) -> None:
+        """Something went over a stream of the connection: it is not idle."""
         slot = self._slots.get(key)
         if slot is not None:
             slot.used = now
-        if self._bytes is not None:
-            self._bytes.charge(amount, now)
 
     def closed(self, key: Hashable) -> None:
         """Forget a connection; unknown ones are ignored."""
@@ -136,21 +152,20 @@ class Admission:
         if slot is None:
             return
         _decrement(self._peers, slot.peer)
-        if slot.inbound:
-            self._inbound_total -= 1
-            _decrement(self._inbound, slot.group)
+        self._inbound_total -= slot.inbound
+        _decrement(self._inbound if slot.inbound else self._outbound, slot.group)
 
     def group(self, address: str) -> str | None:
         """The subnet group that shares caps and quotas, or None where the address is exempt."""
         return None if self._is_exempt(address) else group_of(address)
 
-    def bytes_wait(self, now: float) -> float:
-        """Seconds until the day's budget has room again; 0 when it has, or when there is none."""
-        return self._bytes.wait(1, now) if self._bytes is not None else 0.0
+    def is_spent(self, now: float) -> bool:
+        """Whether the day's bytes are used up; never where there is no budget."""
+        return self.budget is not None and self.budget.is_spent(now)
 
     def bytes_left(self, now: float) -> int | None:
         """What the day's budget still allows; None where there is none."""
-        return None if self._bytes is None else self._bytes.left(now)
+        return None if self.budget is None else self.budget.left(now)
 
     def to_trim(self, now: float) -> list[Hashable]:
         """The connections to close: none up to the high-water mark, else down to the low-water mark.
@@ -159,7 +174,7 @@ class Admission:
         Protected peers, and connections younger than the grace period, stay.
         """
         low, high = self._limits.low_water, self._limits.high_water
-        if self.bytes_wait(now) > 0:  # the day's bytes are used up: a few connections are enough to stay in touch
+        if self.is_spent(now):  # the day's bytes are used up: a few connections are enough to stay in touch
             low = high = min(low, _FRUGAL)
         excess = len(self._slots) - low
         if len(self._slots) <= high:
@@ -172,6 +187,11 @@ class Admission:
         ]
         loose.sort(key=lambda entry: entry[:5])
         return [entry[5] for entry in loose[:excess]]
+
+    def _outbound_share(self, address: str) -> int:
+        """Connections that we open to one subnet group at most."""
+        share = self._limits.max_per_subnet
+        return max(share, self._limits.max_connections // _SHARED_PART) if group_of(address) in _SHARED else share
 
     def _is_exempt(self, address: str) -> bool:
         return self._limits.exempt_local and is_local(address)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final, Self
 
 import trio
@@ -19,6 +20,7 @@ from owm.net._call_client import ClientSession, OutgoingCall
 from owm.net._call_server import CallHandler, ServerLimits, ServerSession
 from owm.net._interface import Network, Penalty, Stream
 from owm.net._quota import QuotaTable, Rate
+from owm.net._turns import take_turn
 from owm.net.errors import NetworkError, ProtocolViolation, RemoteError, RequestTimeout, StreamReset
 
 __all__ = ["Calls"]
@@ -37,6 +39,7 @@ class Calls:
         max_calls: calls at once per peer and direction; we wait beyond it, others are told that we are busy.
         longest: seconds a handler of ours may run, whatever deadline the client gave.
         rate: requests per second that a peer may make of us and we make of it, or None for no limit.
+        control: the calls keep us in the network, see :meth:`Network.handle`.
     """
 
     def __init__(
@@ -49,8 +52,10 @@ class Calls:
         max_calls: int = 64,
         longest: float = 600.0,
         rate: Rate | None = None,
+        control: bool = False,
     ) -> None:
         self.protocol = protocol
+        self._control = control
         self._network = network
         self._limits = ServerLimits(max_request, max_response, max_calls, longest)
         self._sessions: dict[PeerId, ClientSession] = {}
@@ -80,7 +85,7 @@ class Calls:
         only as a failure. ``max_streams`` bounds a peer's streams: one for all shared calls, one per bulk call.
         """
         self._handler = handler
-        self._network.handle(self.protocol, self._on_stream, max_streams=max_streams)
+        self._network.handle(self.protocol, self._on_stream, max_streams=max_streams, control=self._control)
 
     async def request(
         self, peer: PeerId, payload: bytes, *, timeout: float = 10.0, max_response: int | None = None
@@ -117,6 +122,7 @@ class Calls:
         Raises:
             RequestTimeout: the time is up.
             NotConnected, ProtocolNotSupported, StreamReset: there is no way to the peer.
+            TooManyStreams: our own quota with the peer is used up for half a minute ahead.
             ValueError: the payload exceeds ``max_request``.
         """
         if len(payload) > self._limits.max_request:
@@ -145,10 +151,8 @@ class Calls:
         await limiter.acquire_on_behalf_of(owner)
         try:
             if self._outbound is not None:
-                now = trio.current_time()
-                wait = self._outbound.wait(peer, 1, now)
-                self._outbound.charge(peer, 1, now)  # before the wait: that keeps our place among the others
-                await trio.sleep(wait)
+                wait = self._outbound.reserve(peer, 1, trio.current_time())
+                await take_turn(wait, partial(self._outbound.refund, peer, 1), peer.short)
             yield
         finally:
             limiter.release_on_behalf_of(owner)

@@ -133,6 +133,7 @@ class Yamux:
         self._bulk: deque[StreamState] = deque()
         self._blocked: set[int] = set()
         self.queued = 0  #: bytes of data waiting to be sent
+        self.carried = 0  #: bytes of data sent and received
         self.writable: list[int] = []  #: streams that may send again; the caller empties it
         self.round_trip: float | None = None  #: seconds, set by the caller from its pings; lets windows grow
 
@@ -261,6 +262,7 @@ class Yamux:
         out.append(_HEADER.pack(0, _DATA, stream.take_flags(), stream.id, size))
         stream.take(size, out)
         self.queued -= size
+        self.carried += size
         if stream.queued:
             self._schedule(stream)
         elif stream.finishing:
@@ -379,6 +381,7 @@ class Yamux:
             if stream.finished:
                 raise YamuxError(f"data on stream {stream.id} after its end")
             stream.receive_window -= length
+            self.carried += length
         self._body, self._body_stream, self._body_flags = length, stream, flags
 
     def _flags(self, stream: StreamState, flags: int, events: list[Event]) -> None:

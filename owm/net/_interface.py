@@ -17,6 +17,7 @@ import trio
 from owm.identity import PeerId
 
 if TYPE_CHECKING:
+    from owm.net._budget import ByteBudget
     from owm.net._penalties import Penalties
 
 __all__ = [
@@ -175,6 +176,7 @@ class Network(ABC):
 
     peer_id: PeerId
     penalties: Penalties  #: what peers are blamed for, over all their connections
+    budget: ByteBudget | None  #: the day's bytes, where they are bounded
 
     @abstractmethod
     def running(self) -> AbstractAsyncContextManager[Self]:
@@ -207,11 +209,12 @@ class Network(ABC):
         """
 
     @abstractmethod
-    def handle(self, protocol: str, handler: Handler, *, max_streams: int = 8) -> None:
+    def handle(self, protocol: str, handler: Handler, *, max_streams: int = 8, control: bool = False) -> None:
         """Serve ``protocol``: each inbound stream runs ``handler`` in its own task, closed when it returns.
 
         What a handler raises resets its stream and is logged; it never reaches the network.
-        ``max_streams`` bounds how many one peer may hold open at once.
+        ``max_streams`` bounds how many one peer may hold open at once. ``control`` protocols keep a peer in the
+        network: they go on, slowly, when the day's bytes are used up, and no others do.
         """
 
     @abstractmethod

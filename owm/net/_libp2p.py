@@ -8,15 +8,13 @@ from functools import partial
 from random import Random
 from typing import Final, Self
 
-import structlog
 import trio
 
 from owm.clock import Clock, SystemClock
 from owm.identity import Identity, PeerId
 from owm.net._admission import Admission
-from owm.net._core_noise import HandshakeFailed
 from owm.net._dialer import Dialer
-from owm.net._events import EventHub
+from owm.net._entrance import Entrance
 from owm.net._faults import Faults
 from owm.net._interface import (
     Connection,
@@ -24,8 +22,6 @@ from owm.net._interface import (
     Network,
     NetworkEvent,
     NetworkStatistics,
-    PeerConnected,
-    PeerDisconnected,
     Penalty,
 )
 from owm.net._library import LibraryHost
@@ -36,15 +32,15 @@ from owm.net._muxed_stream import MuxedStream
 from owm.net._penalties import Penalties
 from owm.net._quota import PeerQuotas, Rate
 from owm.net._racing import race
-from owm.net._secure import Credentials, Secured, secure
+from owm.net._roster import Roster
+from owm.net._secure import Credentials, Secured
 from owm.net._serving import PING, StreamServer, agree_on, answer_pings
-from owm.net._transport import Reach, dial_tcp, listen_tcp, parse_endpoint, remote_multiaddr, tune
+from owm.net._transport import Reach, listen_tcp
+from owm.net._turns import take_turn
 from owm.net._upkeep import KeepAlive, look_after
 from owm.net.errors import DialFailed, NetworkError, NotConnected, NotDialled, TooManyStreams
 
 __all__ = ["Libp2pNetwork"]
-
-_log = structlog.get_logger(__name__)
 
 _PING_STREAMS: Final = 2
 _CLOSING: Final = 0.5  # seconds for all connections together
@@ -84,26 +80,31 @@ class Libp2pNetwork(Network):
         self._listen = tuple(listen)
         self._book = AddressBook(announce)
         self._clock = clock or SystemClock()
-        self._credentials = Credentials.of(identity)
         self._admission = Admission(limits, self.penalties)
+        self.budget = self._admission.budget
         self._dialer = Dialer(limits, random or Random(identity.peer_id))  # noqa: S311 - spreads retries
         self._quotas = PeerQuotas(Rate(limits.stream_rate, limits.stream_burst))
-        self._events = EventHub()
         self._faults = faults
-        self._reach = reach
         self._keep_alive = keep_alive
         self._library = LibraryHost(identity, lambda: self.addresses, limits.max_connections)
         self._server = StreamServer(
-            self._library.protocols, self._library.serve, self.penalise, self._allowed, limits.handshake_timeout, faults
+            self._library.protocols,
+            self._library.serve,
+            self.penalise,
+            self._allowed,
+            lambda: self._admission.is_spent(self._clock.monotonic()),
+            limits.handshake_timeout,
+            faults,
         )
-        self._connections: dict[PeerId, list[MuxedConnection]] = {}
-        self._told: dict[PeerId, bool] = {}  # who is connected by the events, and whether they dialled us
+        self._roster = Roster(self.peer_id)
+        self._entrance = Entrance(
+            Credentials.of(identity), limits, self._admission, self._roster, reach, self._clock, self._came_up
+        )
         self._dialling: dict[PeerId, trio.Event] = {}
         self._dials_free = trio.CapacityLimiter(limits.max_dials)
         self._nursery: trio.Nursery | None = None
-        self._dials = self._dials_failed = self._handshakes_failed = 0
         self._bytes_in = self._bytes_out = 0  # of connections that are gone
-        self.handle(PING, answer_pings(self.penalise), max_streams=_PING_STREAMS)
+        self.handle(PING, answer_pings(self.penalise), max_streams=_PING_STREAMS, control=True)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Self]:
@@ -119,7 +120,7 @@ class Libp2pNetwork(Network):
             async with self._library.running(), trio.open_nursery() as nursery:
                 self._nursery = nursery
                 for listener in listeners:
-                    nursery.start_soon(serve_listener, listener, self._serve_inbound)
+                    nursery.start_soon(serve_listener, listener, self._entrance.serve)
                 nursery.start_soon(look_after, self, self._keep_alive)
                 try:
                     yield self
@@ -135,7 +136,7 @@ class Libp2pNetwork(Network):
             self._nursery = None
             for listener in listeners:
                 listener.socket.close()
-            self._events.close()
+            self._roster.close()
         if failure is not None:
             raise failure
 
@@ -167,7 +168,7 @@ class Libp2pNetwork(Network):
             self._dialling[peer] = trio.Event()
         try:
             async with self._dials_free:
-                reached, reasons = await race(plan, partial(self._dial, peer))
+                reached, reasons = await race(plan, partial(self._entrance.dial, peer))
         finally:
             if peer is not None:
                 self._dialling.pop(peer).set()
@@ -178,140 +179,49 @@ class Libp2pNetwork(Network):
         self._dialer.failed(plan.key, self._clock.monotonic())
         raise DialFailed(f"cannot reach {peer.short if peer else 'anybody'}: {'; '.join(reasons.values())}", reasons)
 
-    async def _dial(self, peer: PeerId | None, address: str) -> PeerId:
-        """One attempt at one address; leaves nothing behind when it fails or is cancelled."""
-        self._dials += 1
-        try:
-            endpoint = parse_endpoint(address)
-            expected = peer if peer is not None else (endpoint.peer if endpoint else None)
-            if endpoint is not None:
-                if endpoint.peer not in (None, expected):
-                    raise DialFailed("the address names another peer")
-                stream: trio.abc.Stream = await dial_tcp(endpoint)
-            elif self._reach is not None:
-                stream = await self._reach(address)
-            else:
-                raise DialFailed("no way to reach that kind of address")
-            try:
-                return await self._authenticate(stream, expected, address)
-            except BaseException:
-                await trio.aclose_forcefully(stream)
-                raise
-        except DialFailed:
-            self._dials_failed += 1
-            raise
-
-    async def _authenticate(self, stream: trio.abc.Stream, expected: PeerId | None, address: str) -> PeerId:
-        """The handshake of a dial, up to the live connection; the caller closes the stream on failure."""
-        try:
-            with trio.move_on_after(self.limits.handshake_timeout) as scope:
-                secured = await secure(stream, self._credentials, initiator=True, expected=expected)
-        except HandshakeFailed as error:
-            raise DialFailed(str(error)) from error
-        except trio.BrokenResourceError as error:
-            raise DialFailed("the connection broke during the handshake") from error
-        if scope.cancelled_caught:
-            raise DialFailed(f"no handshake within {self.limits.handshake_timeout:g} s")
-        remote = secured.remote
-        if any(not end.inbound for end in self._usable(remote)):
-            await trio.aclose_forcefully(stream)
-            return remote  # another address of the race was as fast
-        refusal = self._admission.admit(remote, address, inbound=False, now=self._clock.monotonic())
-        if refusal is not None:
-            raise NotDialled(refusal)
-        self._came_up(stream, secured, address, inbound=False)
-        return remote
-
-    async def _serve_inbound(self, stream: trio.SocketStream) -> None:
-        """One stranger, from accepting to the handshake's end; whatever it does concerns nobody else."""
-        try:
-            address = remote_multiaddr(stream)
-        except OSError:
-            return await trio.aclose_forcefully(stream)
-        if self._admission.begin_handshake(address) is not None:
-            return await trio.aclose_forcefully(stream)
-        try:
-            tune(stream)
-            with trio.fail_after(self.limits.handshake_timeout):
-                secured = await secure(stream, self._credentials, initiator=False)
-        except (HandshakeFailed, trio.BrokenResourceError, trio.TooSlowError) as error:
-            self._handshakes_failed += 1
-            _log.debug("a handshake failed", address=address, error=str(error) or type(error).__name__)
-            return await trio.aclose_forcefully(stream)
-        except BaseException:
-            await trio.aclose_forcefully(stream)
-            raise
-        finally:
-            self._admission.end_handshake(address)
-        for known in self._connections.get(secured.remote, ()):
-            known.ping()  # it may have died without a word
-        if self._admission.admit(secured.remote, address, inbound=True, now=self._clock.monotonic()) is not None:
-            return await trio.aclose_forcefully(stream)
-        self._came_up(stream, secured, address, inbound=True)
-
-    def _came_up(self, stream: trio.abc.Stream, secured: Secured, address: str, *, inbound: bool) -> None:
+    def _came_up(self, stream: trio.abc.Stream, secured: Secured, address: str, where: str, *, inbound: bool) -> None:
         if self._nursery is None:
             raise DialFailed("the network is not running")
         now = self._clock.monotonic()
         peer = secured.remote
-        most = self.limits.max_streams_per_peer
         connection = MuxedConnection(
-            stream, secured, inbound=inbound, address=address, opened=now, max_streams=most, owner=self
+            stream,
+            secured,
+            inbound=inbound,
+            address=address,
+            opened=now,
+            max_streams=self.limits.max_streams_per_peer,
+            owner=self,
+            spend=None if self._admission.budget is None else self._spend,
         )
-        ends = self._connections.setdefault(peer, [])
-        # After a simultaneous dial both sides prefer the one that the smaller id dialled; the other runs dry. Of two
-        # that were dialled from the same side the newer one: its maker has lost the older.
-        ends.insert(0, connection)
-        ends.sort(key=lambda end: end.inbound == (self.peer_id < peer))
-        self._admission.opened(connection, peer, address, inbound=inbound, now=now)
+        self._admission.opened(connection, peer, where, inbound=inbound, now=now)
         if not inbound:
             self._dialer.succeeded(peer, now)
         self._nursery.start_soon(connection.run)
         self._nursery.start_soon(self._library.attach, connection)
         connection.ping()
-        self._tell(peer, "")
+        self._roster.add(connection)
         self.trim()
 
     def going(self, connection: MuxedConnection, reason: str) -> None:
         """A connection takes no more streams; called by itself."""
-        self._tell(connection.remote, reason)
-
-    def _tell(self, peer: PeerId, reason: str) -> None:
-        """Publish that a peer can be reached from now on, or no longer."""
-        usable = self._usable(peer)
-        if usable and peer not in self._told:
-            self._told[peer] = usable[0].inbound
-            self._events.publish(PeerConnected(peer, usable[0].inbound))
-        elif not usable and peer in self._told:
-            del self._told[peer]
-            self._events.publish(PeerDisconnected(peer, reason))
-
-    def _usable(self, peer: PeerId) -> list[MuxedConnection]:
-        """The connections with a peer that take new streams, the preferred one first."""
-        return [end for end in self._connections.get(peer, ()) if end.is_usable]
+        self._roster.tell(connection.remote, reason)
 
     def ended(self, connection: MuxedConnection) -> None:
         """A connection is gone; called by itself."""
         peer = connection.remote
-        self.account(connection)
         self._bytes_in += connection.bytes_in
         self._bytes_out += connection.bytes_out
         self._admission.closed(connection)
         self._library.detach(connection)
-        ends = self._connections.get(peer, [])
-        if connection in ends:
-            ends.remove(connection)
+        self._roster.remove(connection)
         if not connection.inbound:
-            now = self._clock.monotonic()
-            self._dialer.ended(peer, opened=connection.opened, now=now, wanted=connection.wanted or bool(ends))
-        if not ends:
-            self._connections.pop(peer, None)
-        self._tell(peer, connection.reason)
+            wanted = connection.wanted or bool(self._roster.all(peer))
+            self._dialer.ended(peer, opened=connection.opened, now=self._clock.monotonic(), wanted=wanted)
 
     def live(self) -> Iterator[MuxedConnection]:
         """All connections, duplicates after a simultaneous dial included."""
-        for ends in list(self._connections.values()):
-            yield from list(ends)
+        return self._roster.live()
 
     def trim(self) -> None:
         """Close what is above the high-water mark."""
@@ -325,9 +235,27 @@ class Libp2pNetwork(Network):
             self._nursery.start_soon(connection.aclose, reason)
 
     def account(self, connection: MuxedConnection) -> None:
-        """Charge the bytes that went over a connection since last time."""
-        if amount := connection.take_uncounted():
-            self._admission.used(connection, amount, self._clock.monotonic())
+        """Note whether a connection was used since last time."""
+        if connection.take_uncounted():
+            self._admission.used(connection, self._clock.monotonic())
+
+    def _spend(self, amount: int) -> float:
+        """Bytes pass: charge them to the day; returns the seconds to wait before more may follow."""
+        budget, now = self._admission.budget, self._clock.monotonic()
+        assert budget is not None
+        before = budget.is_spent(now)
+        budget.charge(amount, now)
+        if not before and budget.is_spent(now):
+            self.economise()
+        return budget.wait(now)
+
+    def economise(self) -> None:
+        """Stop what is not needed to stay in the network when the day's bytes are used up."""
+        if self._admission.is_spent(self._clock.monotonic()):
+            for connection in self.live():
+                for stream in list(connection.streams.values()):
+                    if stream.protocol and (stream.bulk or not self._server.is_control(stream.protocol)):
+                        stream.reset()
 
     async def _close_all(self) -> None:
         with trio.move_on_after(2 * _CLOSING):
@@ -338,30 +266,30 @@ class Libp2pNetwork(Network):
     # Streams
 
     async def open_stream(self, peer: PeerId, protocol: str, *, bulk: bool = False) -> MuxedStream:
-        if not self._usable(peer):
+        if peer not in self._roster:
             raise NotConnected(f"there is no connection to {peer.short}")
         now = self._clock.monotonic()
-        if bulk and self._admission.bytes_wait(now) > 0:
-            raise NetworkError("the day's bytes are used up: no bulk transfers for now")
+        if (bulk or not self._server.is_control(protocol)) and self._admission.is_spent(now):
+            raise NetworkError("the day's bytes are used up: only what keeps us in the network goes on")
         if (wait := self._quotas.reserve(peer, protocol, 1, now)) > 0:
-            await trio.sleep(wait)
-        ends = self._usable(peer)
+            await take_turn(wait, partial(self._quotas.refund, peer, protocol, 1), peer.short)
+        ends = self._roster.usable(peer)
         if not ends:
             raise NotConnected(f"the connection to {peer.short} went away")
-        if sum(len(end.streams) for end in self._connections[peer]) >= self.limits.max_streams_per_peer:
+        if sum(len(end.streams) for end in self._roster.all(peer)) >= self.limits.max_streams_per_peer:
             raise TooManyStreams(f"too many streams are open with {peer.short}")
         stream = min(ends, key=lambda end: end.is_doubtful(now)).open_stream(bulk=bulk)
         await agree_on(stream, protocol, self.limits.handshake_timeout)
         stream.faults = self._faults
         return stream
 
-    def handle(self, protocol: str, handler: Handler, *, max_streams: int = 8) -> None:
-        self._server.handle(protocol, handler, max_streams)
+    def handle(self, protocol: str, handler: Handler, *, max_streams: int = 8, control: bool = False) -> None:
+        self._server.handle(protocol, handler, max_streams, control=control)
         self._library.announce(protocol)
 
     def stream_opened(self, connection: MuxedConnection, stream: MuxedStream) -> None:
         """A peer opened a stream; called by its connection."""
-        total = sum(len(end.streams) for end in self._connections.get(connection.remote, ()))
+        total = sum(len(end.streams) for end in self._roster.all(connection.remote))
         if self._nursery is None or total > self.limits.max_streams_per_peer:
             stream.reset()
         else:
@@ -369,20 +297,20 @@ class Libp2pNetwork(Network):
 
     def _allowed(self, peer: PeerId, protocol: str) -> bool:
         """Whether a peer may open one more stream of a protocol now."""
-        ends = self._connections.get(peer)
+        ends = self._roster.all(peer)
         group = self._admission.group(ends[0].address) if ends else None
         return self._quotas.allow(peer, protocol, group, 1, self._clock.monotonic())
 
     # What is seen from outside
 
     def events(self) -> trio.MemoryReceiveChannel[NetworkEvent]:
-        return self._events.subscribe(PeerConnected(peer, inbound) for peer, inbound in self._told.items())
+        return self._roster.subscribe()
 
     def connections(self) -> tuple[Connection, ...]:
-        return tuple(self._describe(peer, ends) for peer in self._connections if (ends := self._usable(peer)))
+        return tuple(self._describe(peer, self._roster.usable(peer)) for peer in self._roster)
 
     def connection(self, peer: PeerId) -> Connection | None:
-        ends = self._usable(peer)
+        ends = self._roster.usable(peer)
         return self._describe(peer, ends) if ends else None
 
     def _describe(self, peer: PeerId, ends: Sequence[MuxedConnection]) -> Connection:
@@ -404,12 +332,12 @@ class Libp2pNetwork(Network):
         return self._library.peer_record(peer) if self.is_connected(peer) else None
 
     def is_connected(self, peer: PeerId) -> bool:
-        return any(end.is_usable for end in self._connections.get(peer, ()))
+        return peer in self._roster
 
     async def disconnect(self, peer: PeerId) -> None:
         await trio.lowlevel.checkpoint()
         async with trio.open_nursery() as nursery:
-            for connection in list(self._connections.get(peer, ())):
+            for connection in self._roster.all(peer):
                 nursery.start_soon(connection.aclose, "closed by us")
 
     def protect(self, peer: PeerId, tag: str, protected: bool = True) -> None:
@@ -418,7 +346,7 @@ class Libp2pNetwork(Network):
     def penalise(self, peer: PeerId, penalty: Penalty, reason: str) -> None:
         standing = self.penalties.penalise(peer, penalty, reason, self._clock.monotonic())
         if standing.disconnect:
-            for connection in list(self._connections.get(peer, ())):
+            for connection in self._roster.all(peer):
                 connection.kill(f"penalised: {reason}")
 
     def misbehaved(self, connection: MuxedConnection, penalty: Penalty, reason: str) -> None:
@@ -430,9 +358,9 @@ class Libp2pNetwork(Network):
         return NetworkStatistics(
             connections=len(self._admission),
             inbound=self._admission.inbound,
-            dials=self._dials,
-            dials_failed=self._dials_failed,
-            handshakes_failed=self._handshakes_failed,
+            dials=self._entrance.dials,
+            dials_failed=self._entrance.dials_failed,
+            handshakes_failed=self._entrance.handshakes_failed,
             refused=self._admission.refused,
             streams=sum(len(connection.streams) for connection in live),
             bytes_in=self._bytes_in + sum(connection.bytes_in for connection in live),

@@ -20,14 +20,15 @@ class NetworkLimits:
     high_water: int = 180  #: connections above which unprotected ones are trimmed
     low_water: int = 150  #: down to this many
     max_per_peer: int = 2  #: connections with one peer (a simultaneous dial makes two)
-    max_per_subnet: int = 8  #: inbound connections of one subnet group, see owm.net._groups
+    max_per_subnet: int = 8  #: connections of one subnet group, inbound and outbound each, see owm.net._groups
+    max_handshakes: int = 64  #: inbound connections that have not authenticated yet
     max_handshakes_per_subnet: int = 8  #: inbound connections of one group that have not authenticated yet
     reserved_protected: int = 16  #: slots that only protected peers may take
     exempt_local: bool = False  #: loopback and private addresses are under no subnet caps: for devnets
     max_streams_per_peer: int = 256  #: open at once, both directions
     stream_rate: float = 200.0  #: streams per second that a peer may open for one protocol, on average
     stream_burst: float = 500.0  #: at once; a subnet group may do four times as much
-    max_bytes_per_day: int | None = None  #: sent and received together; None for no limit
+    max_bytes_per_day: int | None = None  #: in any 24 hours, sent and received together; None for no limit
     handshake_timeout: float = 10.0  #: seconds until an inbound connection must have authenticated
     dial_timeout: float = 10.0  #: seconds for one address
     dial_stagger: float = 0.25  #: seconds between the starts of raced dials (RFC 8305)

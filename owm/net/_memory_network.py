@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Final, Self
 
-import structlog
 import trio
 
 from owm.identity import Identity, PeerId
@@ -30,10 +28,12 @@ from owm.net._interface import (
 )
 from owm.net._limits import NetworkLimits
 from owm.net._memory_link import Nat, Timeline
-from owm.net._memory_stream import MemoryConnection, MemoryStream
+from owm.net._memory_serving import MemoryServer
+from owm.net._memory_stream import HEADER, MemoryConnection, MemoryStream
 from owm.net._penalties import Penalties
 from owm.net._quota import PeerQuotas, Rate
 from owm.net._racing import race
+from owm.net._turns import take_turn
 from owm.net.errors import (
     DialFailed,
     NetworkError,
@@ -49,13 +49,10 @@ if TYPE_CHECKING:
 
 __all__ = ["MemoryNetwork"]
 
-_log = structlog.get_logger(__name__)
-
 _HANDSHAKE_TRIPS: Final = 6  # one-way: TCP, protocol and muxer negotiation, Noise
 _KEEP_ALIVE: Final = 30.0  # seconds without an answer until a connection is given up
 _NAT_MAPPING: Final = 60.0  # seconds for which a cone NAT lets in whom its peer has talked to
-_POLITE: Final = 1.0
-
+_MOST_DEBT: Final = 60.0  # seconds that are waited for a peer that goes on sending when the day's bytes are used up
 _TRIM_EVERY: Final = 5.0  # seconds; only where the day's bytes are bounded, for other trims come with connections
 
 
@@ -71,12 +68,12 @@ class MemoryNetwork(Network):
         self.penalties = Penalties()
         self._hub = hub
         self._addresses = (address,)
-        self._handlers: dict[str, tuple[Handler, int]] = {}
-        self._serving: Counter[tuple[PeerId, str]] = Counter()
+        self._server = MemoryServer()
         self._connections: dict[PeerId, list[MemoryConnection]] = {}
         self._dialling: dict[PeerId, trio.Event] = {}
         self._talked: dict[PeerId, float] = {}
         self._admission = Admission(limits, self.penalties)
+        self.budget = self._admission.budget
         self._dialer = Dialer(limits, Random(peer_id))  # noqa: S311 - spreads retries
         self._quotas = PeerQuotas(Rate(limits.stream_rate, limits.stream_burst))
         self._dial_slots = trio.CapacityLimiter(limits.max_dials)
@@ -169,12 +166,19 @@ class MemoryNetwork(Network):
             if there:
                 target.handshake_failed()
             await trio.sleep_forever()  # the planned timeout ends this
-        if target._admission.begin_handshake(self._addresses[0]) is not None:
+        scope = trio.CancelScope()
+        if target._admission.begin_handshake(scope, self._addresses[0], now) is not None:
             raise DialFailed("the peer turned us away")
+        if (other := target._admission.crowded_out()) is not None:
+            assert isinstance(other, trio.CancelScope)
+            other.cancel()
         try:
-            await trio.sleep(_HANDSHAKE_TRIPS * self._hub.link_between(self.peer_id, target.peer_id).latency)
+            with scope:
+                await trio.sleep(_HANDSHAKE_TRIPS * self._hub.link_between(self.peer_id, target.peer_id).latency)
         finally:
-            target._admission.end_handshake(self._addresses[0])
+            target._admission.end_handshake(scope)
+        if scope.cancelled_caught:
+            raise DialFailed("the peer turned us away")
         if peer is not None and target.peer_id != peer:
             target.handshake_failed()
             raise DialFailed(f"wrong peer id: {target.peer_id.short} answered")
@@ -237,9 +241,10 @@ class MemoryNetwork(Network):
         if not connections:
             raise NotConnected(f"there is no connection to {peer.short}")
         now = trio.current_time()
-        if bulk and self._admission.bytes_wait(now) > 0:
-            raise NetworkError("the day's bytes are used up: no bulk transfers for now")
-        await trio.sleep(self._quotas.reserve(peer, protocol, 1, now))
+        if (bulk or not self._server.is_control(protocol)) and self._admission.is_spent(now):
+            raise NetworkError("the day's bytes are used up: only what keeps us in the network goes on")
+        wait = self._quotas.reserve(peer, protocol, 1, now)
+        await take_turn(wait, partial(self._quotas.refund, peer, protocol, 1), peer.short)
         if peer not in self._connections:
             raise NotConnected(f"the connection to {peer.short} went away")
         connections = self._connections[peer]
@@ -254,8 +259,8 @@ class MemoryNetwork(Network):
         stream.raise_refusal()
         return stream
 
-    def handle(self, protocol: str, handler: Handler, *, max_streams: int = 8) -> None:
-        self._handlers[protocol] = (handler, max_streams)
+    def handle(self, protocol: str, handler: Handler, *, max_streams: int = 8, control: bool = False) -> None:
+        self._server.handle(protocol, handler, max_streams, control=control)
 
     def events(self) -> trio.MemoryReceiveChannel[NetworkEvent]:
         return self._events.subscribe(
@@ -281,7 +286,7 @@ class MemoryNetwork(Network):
             score=self.penalties.score(peer, trio.current_time()),
             protected=self._admission.is_protected(peer),
             addresses=remote.addresses if remote is not None and remote.nat is Nat.PUBLIC else (),
-            protocols=tuple(remote._handlers) if remote is not None else (),
+            protocols=remote._server.protocols if remote is not None else (),
         )
 
     def peer_record(self, peer: PeerId) -> bytes | None:
@@ -352,6 +357,13 @@ class MemoryNetwork(Network):
             await trio.sleep(_TRIM_EVERY)
             self._trim()
 
+    def _economise(self) -> None:
+        """The day's bytes are used up: end what is not needed to stay in the network."""
+        for connection in list(itertools.chain(*self._connections.values())):
+            for stream in list(connection.streams.values()):
+                if stream.bulk or not self._server.is_control(stream.protocol):
+                    stream.reset()
+
     def _trim(self) -> None:
         for extra in self._admission.to_trim(trio.current_time()):
             assert isinstance(extra, MemoryConnection)
@@ -369,39 +381,36 @@ class MemoryNetwork(Network):
         if not ends and self._connections.pop(peer, None) is not None:
             self._events.publish(PeerDisconnected(peer, reason))
 
-    def _count(self, connection: MemoryConnection, amount: int) -> None:
+    def _count(self, connection: MemoryConnection, amount: int) -> float:
+        """Bytes received (positive) or sent; returns the seconds to wait before more are sent."""
         self._bytes_in += max(amount, 0)
         self._bytes_out += max(-amount, 0)
-        self._admission.used(connection, abs(amount), trio.current_time())
+        now = trio.current_time()
+        if abs(amount) > HEADER:
+            self._admission.used(connection, now)
+        if (budget := self._admission.budget) is None:
+            return 0.0
+        before = budget.is_spent(now)
+        budget.charge(abs(amount), now)
+        wait = budget.wait(now)
+        if not before and budget.is_spent(now):
+            self._timeline.at(now, self._economise)
+        if amount > HEADER and wait > _MOST_DEBT:  # what comes cannot be left unread here
+            # Not at once: a frame is under way.
+            self._timeline.at(now, partial(connection.drop, "the day's bytes are used up"))
+        return wait
 
     def _accept(self, connection: MemoryConnection, stream: MemoryStream) -> Exception | None:
-        handler, most = self._handlers.get(stream.protocol, (None, 0))
-        if handler is None:
+        if not self._server.speaks(stream.protocol):
             return ProtocolNotSupported(f"{self.peer_id.short} does not speak {stream.protocol}")
         group, now = self._admission.group(connection.address), trio.current_time()
+        if not self._server.is_control(stream.protocol) and self._admission.is_spent(now):
+            return StreamReset("the peer serves only what keeps it in the network for now")
         if not self._quotas.allow(stream.remote, stream.protocol, group, 1, now):
             # Not at once: it may end the connection that this stream has just come in by.
             self._timeline.at(now, partial(self.penalise, stream.remote, Penalty.HIGH_TOLERANCE, "too many streams"))
             return StreamReset("the peer takes streams of that protocol less often")
-        key = (stream.remote, stream.protocol)
-        if self._serving[key] >= most or len(connection.streams) > self.limits.max_streams_per_peer:
-            return StreamReset("the peer takes no more streams of that protocol")
+        if len(connection.streams) > self.limits.max_streams_per_peer:
+            return StreamReset("the peer takes no more streams")
         assert self._nursery is not None
-        self._serving[key] += 1
-        self._nursery.start_soon(self._serve, handler, stream)
-        return None
-
-    async def _serve(self, handler: Handler, stream: MemoryStream) -> None:
-        try:
-            await handler(stream)
-            with trio.move_on_after(_POLITE):
-                await stream.aclose()
-        except Exception as error:  # noqa: BLE001 - whatever a handler does, the network goes on
-            stream.reset()
-            level = _log.debug if isinstance(error, NetworkError) else _log.exception
-            level("a handler failed", protocol=stream.protocol, peer=stream.remote.short, error=repr(error))
-        finally:
-            key = (stream.remote, stream.protocol)
-            self._serving[key] -= 1
-            if not self._serving[key]:
-                del self._serving[key]
+        return self._server.start(stream, self._nursery)

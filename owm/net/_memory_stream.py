@@ -13,11 +13,12 @@ from owm.net._interface import Stream
 from owm.net._memory_link import Wire
 from owm.net.errors import ProtocolNotSupported, StreamReset
 
-__all__ = ["WINDOW", "MemoryConnection", "MemoryStream"]
+__all__ = ["HEADER", "WINDOW", "MemoryConnection", "MemoryStream"]
 
 WINDOW: Final = 256 * 1024  #: bytes that may be under way to a reader that does not read, as in Yamux
 _FRAME: Final = 16 * 1024
-_HEADER: Final = 12  # bytes of a Yamux frame around the data
+_RESTING: Final = 60.0  # seconds after which it is asked anew whether bytes may pass
+HEADER: Final = 12  #: bytes of a Yamux frame around the data
 
 
 class MemoryConnection:
@@ -26,7 +27,7 @@ class MemoryConnection:
     Args:
         accept: called with each stream that the far end opens; returns why it is refused, or None.
         ended: called once when this end is closed, with the reason.
-        count: called with the bytes received (positive) or sent (negative).
+        count: called with the bytes received (positive) or sent (negative); returns the seconds that a sender rests.
         linger: seconds for which the far end may leave open a stream that is no longer read here.
     """
 
@@ -41,7 +42,7 @@ class MemoryConnection:
         inbound: bool,
         accept: Callable[[MemoryConnection, MemoryStream], Exception | None],
         ended: Callable[[MemoryConnection, str], None],
-        count: Callable[[MemoryConnection, int], None],
+        count: Callable[[MemoryConnection, int], float],
         linger: float,
     ) -> None:
         self.local = local
@@ -68,19 +69,25 @@ class MemoryConnection:
         self.frame(len(protocol), bulk, lambda far: far.on_open(stream.id, protocol, bulk))
         return stream
 
-    def frame(self, size: int, bulk: bool, arrive: Callable[[MemoryConnection], None]) -> None:
-        """Put one frame on the wire; ``arrive`` runs at the far end when it gets there."""
+    def frame(self, size: int, bulk: bool, arrive: Callable[[MemoryConnection], None]) -> float:
+        """Put one frame on the wire; ``arrive`` runs at the far end when it gets there. How long to rest then."""
         if not self.is_open:
-            return
-        self._count(self, -(size + _HEADER))
+            return 0.0
+        rest = self._count(self, -(size + HEADER))
         other = self.other
 
         def deliver() -> None:
             if other.is_open:
-                other._count(other, size + _HEADER)
+                other._count(other, size + HEADER)
                 arrive(other)
 
-        self.wire.send(size + _HEADER, bulk, deliver)
+        self.wire.send(size + HEADER, bulk, deliver)
+        return rest
+
+    @property
+    def must_rest(self) -> float:
+        """Seconds until more may be sent, as far as the day's bytes are concerned."""
+        return self._count(self, 0) if self.is_open else 0.0
 
     def on_open(self, stream_id: int, protocol: str, bulk: bool) -> None:
         stream = MemoryStream(self, stream_id, protocol, bulk)
@@ -163,7 +170,7 @@ class MemoryStream(Stream):
         self.accepted = False
         self.error: Exception | None = None
         self._connection = connection
-        self._bulk = bulk
+        self.bulk = bulk
         self._buffer = bytearray()
         self._window = WINDOW
         self._owed = 0  # bytes read whose credit has not been returned
@@ -184,7 +191,8 @@ class MemoryStream(Stream):
                 continue
             size = min(len(view), self._window, _FRAME)
             self._window -= size
-            self._frame_data(bytes(view[:size]))
+            if self._frame_data(bytes(view[:size])):
+                await self._rest()
             view = view[size:]
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
@@ -234,13 +242,13 @@ class MemoryStream(Stream):
         if self._finished or self.error is not None:
             return
         self._finished = True
-        self._connection.frame(0, self._bulk, lambda far: far.on_finished(self.id))
+        self._connection.frame(0, self.bulk, lambda far: far.on_finished(self.id))
         self._release_if_done()
 
     def reset(self) -> None:
         if self.error is None and not (self._finished and self._remote_finished):
             self._connection.streams.pop(self.id, None)
-            self._connection.frame(0, self._bulk, lambda far: far.on_reset(self.id))
+            self._connection.frame(0, self.bulk, lambda far: far.on_reset(self.id))
         self.break_off(StreamReset("the stream was reset here"))
 
     def reset_if_unfinished(self) -> None:
@@ -306,8 +314,16 @@ class MemoryStream(Stream):
         if self._finished:
             raise StreamReset("the stream was closed for writing")
 
-    def _frame_data(self, chunk: bytes) -> None:
-        self._connection.frame(len(chunk), self._bulk, lambda far: far.on_data(self.id, chunk, self._bulk))
+    def _frame_data(self, chunk: bytes) -> float:
+        return self._connection.frame(len(chunk), self.bulk, lambda far: far.on_data(self.id, chunk, self.bulk))
+
+    async def _rest(self) -> None:
+        """Let nothing more go out for as long as the day's bytes demand."""
+        while (seconds := self._connection.must_rest) and self.error is None:
+            until = trio.current_time() + min(seconds, _RESTING)
+            while trio.current_time() < until and self.error is None:
+                with trio.move_on_at(until):
+                    await self._wait()
 
     async def _wait(self) -> None:
         await self._changed.wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, Protocol
 
 import structlog
@@ -28,7 +29,7 @@ from owm.net._muxed_stream import MuxedStream
 from owm.net._ping import SHORTEST_INTERVAL, PingClock
 from owm.net._quota import Quota, Rate
 from owm.net._secure import Secured
-from owm.net._wire import Wire
+from owm.net._wire import READ, Wire
 from owm.net.errors import StreamReset
 
 __all__ = ["ConnectionOwner", "MuxedConnection"]
@@ -40,6 +41,8 @@ _PINGS: Final = Rate(per_second=1 / SHORTEST_INTERVAL, burst=50)
 _OPENS: Final = Rate(per_second=200.0, burst=1000)
 _REFUSALS: Final = Rate(per_second=10.0, burst=100)
 _SMOOTHING: Final = 0.25  # weight of a new round trip
+_SLOWLY: Final = 1024  # bytes read at once where the day's are used up
+_RESTING: Final = 60.0  # seconds after which it is asked anew whether bytes may pass
 _DOUBT: Final = 1.0  # seconds without an answer to a ping after which another connection with the peer is preferred
 _LAST_WORDS: Final = 0.1  # seconds in which a peer that broke the protocol may hear that we end the connection
 
@@ -71,6 +74,7 @@ class MuxedConnection:
         opened: the owner's monotonic time.
         max_streams: streams the peer may have open at once.
         owner: who is told.
+        spend: where bytes are budgeted: charges them and returns the seconds to wait before more may pass.
     """
 
     def __init__(
@@ -83,6 +87,7 @@ class MuxedConnection:
         opened: float,
         max_streams: int,
         owner: ConnectionOwner,
+        spend: Callable[[int], float] | None = None,
     ) -> None:
         self.remote: PeerId = secured.remote
         self.inbound = inbound
@@ -104,6 +109,7 @@ class MuxedConnection:
         self._noise = secured.session
         self._early = secured.rest
         self._owner = owner
+        self._spend = spend
         self._work = trio.lowlevel.ParkingLot()
         self._idle = False  # the writer has nothing to do and waits to be woken
         self._unsent = b""  # sealed, and waiting for the socket
@@ -125,8 +131,8 @@ class MuxedConnection:
         return self.mux.round_trip
 
     def take_uncounted(self) -> int:
-        """Bytes in and out since the last call."""
-        total = self.bytes_in + self.bytes_out
+        """Bytes in and out over streams since the last call."""
+        total = self.mux.carried
         amount, self._counted = total - self._counted, total
         return amount
 
@@ -164,7 +170,7 @@ class MuxedConnection:
         except StreamIdsExhausted as error:
             self.kill(str(error))
             raise StreamReset(str(error)) from error
-        stream = self.streams[stream_id] = MuxedStream(self, stream_id)
+        stream = self.streams[stream_id] = MuxedStream(self, stream_id, bulk=bulk)
         return stream
 
     def ping(self) -> None:
@@ -201,11 +207,16 @@ class MuxedConnection:
         """There is something to send: what the socket takes goes out at once, the writer does the rest."""
         if not self._idle or self._frozen or self._scope.cancel_called:
             return
+        if self._spend is not None and self._spend(0):
+            self.wake()  # what goes out now must go slowly
+            return
         while chunk := self.mux.take():
             sealed = self._noise.seal(chunk)
             self.bytes_out += len(sealed)
             if self._ping.queued:
                 self._ping.taken(trio.current_time(), self.bytes_out)
+            if self._spend is not None:
+                self._spend(len(sealed))
             sent = self._wire.send_some(sealed)
             if sent < len(sealed):
                 self._unsent = sealed[sent:]
@@ -251,17 +262,21 @@ class MuxedConnection:
                 if self._frozen:
                     await trio.sleep_forever()
                 sealed, self._unsent = self._unsent, b""
+                fresh = 0  # bytes not charged yet
                 if not sealed:
                     chunk = mux.take()
                     if chunk:
                         sealed = self._noise.seal(chunk)
-                        self.bytes_out += len(sealed)
+                        fresh = len(sealed)
+                        self.bytes_out += fresh
                         if self._ping.queued:
                             self._ping.taken(trio.current_time(), self.bytes_out)
                 if mux.writable:
                     self._notify_writable()
                 if sealed:
                     await self._wire.send_all(sealed)
+                    if self._spend is not None and self._spend(fresh):
+                        await self._rest(self._spend)
                     continue
                 if self.wanted or self._draining:
                     self._flushed.set()
@@ -270,17 +285,29 @@ class MuxedConnection:
         except (trio.BrokenResourceError, trio.ClosedResourceError, PacketDamaged):
             self.kill("the connection broke")
 
+    async def _rest(self, spend: Callable[[int], float]) -> None:
+        """Let nothing pass for as long as the day's bytes demand, which is not the peer's fault."""
+        while pause := min(spend(0), _RESTING):
+            self.last_heard = trio.current_time() + pause
+            await trio.sleep(pause)
+
     async def _read(self) -> None:
         try:
             if self._early:
                 self._take(self._early)
+            most = READ
             while True:
-                data = await self._wire.receive()
+                data = await self._wire.receive(most)
                 if self._frozen:
                     await trio.sleep_forever()
                 if not data:
                     return
                 self.bytes_in += len(data)
+                if self._spend is not None:
+                    most = READ
+                    if self._spend(len(data)):
+                        most = _SLOWLY
+                        await self._rest(self._spend)
                 plain = self._noise.open(data)
                 if plain:
                     self._take(plain)

@@ -23,8 +23,9 @@ _YIELD_EVERY: Final = 16  # calls that need not wait, until other tasks are let 
 class MuxedStream(Stream):
     """Made by :class:`~owm.net._muxed.MuxedConnection`; ``protocol`` is set once it is negotiated."""
 
-    def __init__(self, connection: MuxedConnection, stream_id: int) -> None:
+    def __init__(self, connection: MuxedConnection, stream_id: int, *, bulk: bool = False) -> None:
         self.id = stream_id
+        self.bulk = bulk
         self.protocol = ""
         self.remote = connection.remote
         self.connection = connection

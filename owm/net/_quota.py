@@ -12,6 +12,7 @@ from owm.identity import PeerId
 __all__ = ["PeerQuotas", "Quota", "QuotaTable", "Rate"]
 
 _SWEEP_FROM: Final = 16
+_LONGEST_TURN: Final = 30.0  # seconds that a caller of ours waits for its turn
 _SUBNET_SHARE: Final = 4  # peers' worth of rate that one subnet group gets, however many ids it has
 
 
@@ -51,6 +52,10 @@ class Quota:
         if amount < 0:
             raise ValueError("a quota is only ever used up")
         self._full_at = max(self._full_at, now) + amount / self.rate.per_second
+
+    def refund(self, amount: float) -> None:
+        """Give back what was charged and not used after all."""
+        self._full_at -= amount / self.rate.per_second
 
     def wait(self, amount: float, now: float) -> float:
         """Seconds until ``amount`` would be there; infinite when it exceeds the burst."""
@@ -96,6 +101,24 @@ class QuotaTable:
     def charge(self, key: Hashable, amount: float, now: float) -> None:
         """Use up what was received already."""
         self._get(key, now).charge(amount, now)
+
+    def refund(self, key: Hashable, amount: float) -> None:
+        """Give back what was charged and not used after all."""
+        if known := self._quotas.get(key):
+            known.refund(amount)
+
+    def reserve(self, key: Hashable, amount: float, now: float) -> float:
+        """Use up ``amount`` and return the seconds to wait before going ahead, which keeps our place among others.
+
+        Infinite, and nothing is used, where that would be longer than half a minute: too many wait already. Whoever
+        gives up while it waits calls :meth:`refund`.
+        """
+        wait = self.wait(key, amount, now)
+        if wait > _LONGEST_TURN:
+            self.refused += 1
+            return float("inf")
+        self.charge(key, amount, now)
+        return wait
 
     def wait(self, key: Hashable, amount: float, now: float) -> float:
         """Seconds until ``amount`` fits; for what we send ourselves and may as well delay."""
@@ -145,7 +168,9 @@ class PeerQuotas:
         return group is None or self._groups.take((group, protocol), amount, now)
 
     def reserve(self, peer: PeerId, protocol: str, amount: float, now: float) -> float:
-        """Use up our own quota with the peer; returns the seconds to wait before going ahead."""
-        wait = self._outbound.wait((peer, protocol), amount, now)
-        self._outbound.charge((peer, protocol), amount, now)
-        return wait
+        """Use up our own quota with the peer; see :meth:`QuotaTable.reserve`."""
+        return self._outbound.reserve((peer, protocol), amount, now)
+
+    def refund(self, peer: PeerId, protocol: str, amount: float) -> None:
+        """Give back what was reserved by somebody who gave up."""
+        self._outbound.refund((peer, protocol), amount)

@@ -21,8 +21,9 @@ _T = TypeVar("_T")
 async def race(plan: DialPlan, dial: Callable[[str], Awaitable[_T]]) -> tuple[_T | None, dict[str, str]]:
     """Dial as planned; returns what the winner returned (None when all failed) and why the failed ones did.
 
-    ``dial`` must not leave a connection behind when it is cancelled. Errors other than NetworkError and OSError end
-    the race and are raised; so does NotDialled, for the other addresses would be refused as well.
+    ``dial`` must not leave a connection behind when it is cancelled. Whatever it raises is the reason why that one
+    attempt failed, for addresses come from strangers; only NotDialled ends the race and is raised, for the other
+    addresses would be refused as well.
     """
     winner: list[_T] = []
     reasons: dict[str, str] = {}

@@ -69,6 +69,7 @@ class StreamServer:
         serve_other: runs one of those.
         misbehaved: told when a peer breaks the rules.
         allowed: whether the peer has quota left for one more stream of that protocol.
+        economising: whether control protocols alone are served for now.
         timeout: seconds in which an opener must say what it wants.
         faults: for tests.
     """
@@ -79,6 +80,7 @@ class StreamServer:
         serve_other: Callable[[MuxedStream], Awaitable[None]],
         misbehaved: Callable[[PeerId, Penalty, str], None],
         allowed: Callable[[PeerId, str], bool],
+        economising: Callable[[], bool],
         timeout: float,
         faults: Faults | None = None,
     ) -> None:
@@ -86,13 +88,20 @@ class StreamServer:
         self._serve_other = serve_other
         self._misbehaved = misbehaved
         self._allowed = allowed
+        self._economising = economising
         self._timeout = timeout
         self._faults = faults
         self._handlers: dict[str, tuple[Handler, int]] = {}
+        self._control: set[str] = set(others)
         self._serving: Counter[tuple[PeerId, str]] = Counter()
 
-    def handle(self, protocol: str, handler: Handler, max_streams: int) -> None:
+    def handle(self, protocol: str, handler: Handler, max_streams: int, *, control: bool) -> None:
         self._handlers[protocol] = (handler, max_streams)
+        (self._control.add if control else self._control.discard)(protocol)
+
+    def is_control(self, protocol: str) -> bool:
+        """Whether a protocol keeps us in the network."""
+        return protocol in self._control
 
     async def serve(self, stream: MuxedStream) -> None:
         """Agree on a protocol and run its handler; never raises but for cancellation."""
@@ -126,17 +135,21 @@ class StreamServer:
 
     async def _agree(self, stream: MuxedStream) -> bool:
         negotiation = Listening(lambda name: name in self._handlers or name in self._others)
-        with trio.move_on_after(self._timeout):
+        dribbled = False
+        with trio.move_on_after(self._timeout) as scope:
             while negotiation.selected is None:
                 data = await stream.receive(4096)
                 if not data:
                     break
+                dribbled = True
                 out = negotiation.receive(data)
                 if negotiation.selected is not None:
                     key = (stream.remote, negotiation.selected)
                     handler = self._handlers.get(negotiation.selected)
                     if handler is not None and self._serving[key] >= handler[1]:
                         break  # before we agree, so that the opener learns it at once
+                    if negotiation.selected not in self._control and self._economising():
+                        break
                 if out:
                     await stream.send(out)
             else:
@@ -145,6 +158,9 @@ class StreamServer:
                 stream.faults = self._faults
                 return True
         stream.reset()
+        if scope.cancelled_caught and dribbled:
+            # Silence may be the network's fault; a word that is never finished is not.
+            self._misbehaved(stream.remote, Penalty.MID_TOLERANCE, "negotiation never finished")
         return False
 
     async def _run(self, stream: MuxedStream) -> None:

@@ -14,9 +14,9 @@ from typing import Final
 
 import trio
 
-__all__ = ["Wire"]
+__all__ = ["READ", "Wire"]
 
-_READ: Final = 65536
+READ: Final = 65536  #: bytes read at once
 _OUTQ: Final = 0x5411 if sys.platform == "linux" else None  # SIOCOUTQ: what the other machine has not acknowledged yet
 
 
@@ -29,23 +29,23 @@ class Wire:
         self._dry = True  # the last read emptied the socket
         self.written = 0  #: bytes that the socket has taken
 
-    async def receive(self) -> bytes:
-        """What has come, 64 KiB at most; empty at the end."""
+    async def receive(self, most: int = READ) -> bytes:
+        """What has come, ``most`` bytes of it; empty at the end."""
         if self._socket is None:
-            return bytes(await self._stream.receive_some(_READ))
+            return bytes(await self._stream.receive_some(most))
         while True:
             if self._dry:
                 await trio.lowlevel.wait_readable(self._socket)
             else:
                 await trio.lowlevel.checkpoint()
             try:
-                data = os.read(self._socket.fileno(), _READ)
+                data = os.read(self._socket.fileno(), most)
             except (BlockingIOError, InterruptedError):
                 self._dry = True
                 continue
             except OSError as error:
                 raise trio.BrokenResourceError(str(error)) from error
-            self._dry = len(data) < _READ
+            self._dry = len(data) < most
             return data
 
     def send_some(self, data: bytes) -> int:

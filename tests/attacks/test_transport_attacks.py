@@ -196,7 +196,7 @@ async def test_one_subnet_has_only_so_many_handshakes_under_way() -> None:
 async def test_a_stream_that_never_says_what_it_wants_is_reset() -> None:
     async with victim(NetworkLimits(handshake_timeout=0.2)) as network, Stranger.connected(MALLORY, network) as mallory:
         await mallory.send(frame(DATA, SYN, 1, 3, MULTISTREAM[:3]))
-        (connection,) = network._connections[MALLORY.peer_id]
+        (connection,) = network._roster.all(MALLORY.peer_id)
         await eventually(lambda: 1 in connection.streams)
         began = trio.current_time()
         await eventually(lambda: 1 not in connection.streams)

@@ -161,11 +161,44 @@ def test_local_addresses_are_exempt_only_when_told_so(exempt: bool) -> None:
 def test_handshakes_of_one_subnet_are_capped() -> None:
     core, _ = admission(max_handshakes_per_subnet=2)
     address = "/ip4/203.0.1.1/tcp/1"
-    assert core.begin_handshake(address) is None and core.begin_handshake(address) is None
-    assert core.begin_handshake(address)
-    assert core.begin_handshake("/ip4/9.9.9.9/tcp/1") is None
-    core.end_handshake(address)
-    assert core.begin_handshake(address) is None
+    assert core.begin_handshake(1, address, 0.0) is None and core.begin_handshake(2, address, 0.0) is None
+    assert core.begin_handshake(3, address, 0.0)
+    assert core.begin_handshake(4, "/ip4/9.9.9.9/tcp/1", 0.0) is None
+    core.end_handshake(1)
+    assert core.begin_handshake(5, address, 0.0) is None
+
+
+def test_too_many_handshakes_cost_the_most_crowded_group_its_oldest_one() -> None:
+    core, _ = admission(max_handshakes=5, max_handshakes_per_subnet=8)
+    assert core.begin_handshake("alone", "/ip4/8.0.0.1/tcp/1", 0.0) is None
+    for number in range(4):
+        assert core.begin_handshake(number, f"/ip4/9.0.0.{number}/tcp/1", 0.0) is None
+        assert core.crowded_out() is None
+    assert core.begin_handshake("late", "/ip4/7.0.0.1/tcp/1", 0.0) is None
+    assert core.crowded_out() == 0
+    core.end_handshake(0)
+    assert core.crowded_out() is None
+
+
+def test_handshakes_take_no_slots_and_slots_no_handshakes() -> None:
+    core, _ = admission(max_connections=10, max_inbound=10, high_water=10, low_water=5, reserved_protected=2)
+    for number in range(30):
+        assert core.begin_handshake(number, f"/ip4/{number + 1}.0.0.1/tcp/1", 0.0) is None
+    assert core.admit(PEERS[0], "/ip4/99.0.0.1/tcp/1", inbound=True, now=0.0) is None
+
+
+def test_we_open_only_so_many_connections_to_one_subnet() -> None:
+    core, _ = admission(max_per_subnet=3)
+    for number, peer in enumerate(PEERS[:3]):
+        assert core.admit(peer, f"/ip4/9.0.0.{number}/tcp/1", inbound=False, now=0.0) is None
+        core.opened(peer, peer, f"/ip4/9.0.0.{number}/tcp/1", inbound=False, now=0.0)
+    assert core.admit(PEERS[3], "/ip4/9.0.7.7/tcp/1", inbound=False, now=0.0)
+    assert core.admit(PEERS[3], "/ip4/9.0.7.7/tcp/1", inbound=True, now=0.0) is None
+    assert core.admit(PEERS[3], "/ip4/8.0.7.7/tcp/1", inbound=False, now=0.0) is None
+    core.protect(PEERS[3], "treasury", True)
+    assert core.admit(PEERS[3], "/ip4/9.0.7.7/tcp/1", inbound=False, now=0.0) is None
+    core.closed(PEERS[0])
+    assert core.admit(PEERS[4], "/ip4/9.0.7.8/tcp/1", inbound=False, now=0.0) is None
 
 
 def test_protected_peers_find_a_slot_when_the_others_are_taken() -> None:
@@ -180,10 +213,11 @@ def test_protected_peers_find_a_slot_when_the_others_are_taken() -> None:
 def test_the_days_bytes_turn_away_newcomers() -> None:
     core, _ = admission(max_bytes_per_day=1_000_000)
     core.opened("key", PEERS[0], "/ip4/9.0.0.1/tcp/1", inbound=True, now=0.0)
-    core.used("key", 1_100_000, 0.0)
+    assert core.budget is not None
+    core.budget.charge(1_100_000, 0.0)
     assert core.admit(PEERS[1], "/ip4/8.0.0.1/tcp/1", inbound=True, now=1.0)
-    assert 8000 < core.bytes_wait(1.0) < 9000
-    assert core.admit(PEERS[1], "/ip4/8.0.0.1/tcp/1", inbound=True, now=9000.0) is None
+    assert core.is_spent(86_000.0)
+    assert core.admit(PEERS[1], "/ip4/8.0.0.1/tcp/1", inbound=True, now=87_000.0) is None
 
 
 def test_the_worst_and_then_the_crowded_and_idle_are_trimmed_first() -> None:
@@ -193,8 +227,8 @@ def test_the_worst_and_then_the_crowded_and_idle_are_trimmed_first() -> None:
         core.opened(number, PEERS[number], f"/ip4/{place}/tcp/1", inbound=number != 2, now=float(number))
     core.protect(PEERS[0], "tag", True)
     penalties.penalise(PEERS[5], Penalty.MID_TOLERANCE, "rude", 20.0)
-    core.used(1, 100, 19.0)
-    core.used(3, 100, 18.0)
+    core.used(1, 19.0)
+    core.used(3, 18.0)
     assert core.to_trim(20.0) == [5, 1, 4, 6]
     assert core.to_trim(9.0) == []  # all in their grace period
     for number in (5, 1):

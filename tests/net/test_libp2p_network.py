@@ -140,7 +140,7 @@ async def test_a_stream_closed_and_then_reset_is_forgotten_below_too() -> None:
             stream = await a.open_stream(b.peer_id, HOLD)
             await stream.aclose()
             stream.reset()
-        (connection,) = a._connections[b.peer_id]
+        (connection,) = a._roster.all(b.peer_id)
         await eventually(lambda: len(connection.mux) == len(connection.streams) == 0)
         await eventually(lambda: b.statistics().streams == 0)
 

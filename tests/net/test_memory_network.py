@@ -227,15 +227,20 @@ async def test_an_honest_peer_paces_itself_below_the_quota(autojump_clock: MockC
 
 async def test_when_the_days_bytes_are_used_up_bulk_waits_for_tomorrow(autojump_clock: MockClock) -> None:
     hub = MemoryHub(Random(1))
-    limits = NetworkLimits(exempt_local=True, max_bytes_per_day=1_000_000)
+    limits = NetworkLimits(exempt_local=True, max_bytes_per_day=30_000_000)
     async with hub.network(A, limits=limits).running() as a, hub.network(B).running() as b:
-        b.handle("/sink", read_all_of)
+        for network in (a, b):
+            network.handle("/sink", read_all_of)
+            network.handle("/control", read_all_of, control=True)
         await connect(a, b)
-        async with await a.open_stream(B, "/sink", bulk=True) as stream:
-            await stream.send(bytes(1_100_000))
-        with pytest.raises(NetworkError, match="used up"):
-            await a.open_stream(B, "/sink", bulk=True)
-        async with await a.open_stream(B, "/sink") as stream:
-            await stream.send(b"small things still go")
-        await trio.sleep(6 * 3600)
+        stream = await a.open_stream(B, "/sink", bulk=True)
+        with trio.fail_after(60), pytest.raises(StreamReset):
+            await stream.send(bytes(31_000_000))
+        for bulk in (True, False):
+            with pytest.raises(NetworkError, match="used up"):
+                await a.open_stream(B, "/sink", bulk=bulk)
+        with trio.fail_after(60):
+            async with await a.open_stream(B, "/control") as stream:
+                await stream.send(b"small things still go")
+        await trio.sleep(25 * 3600)
         (await a.open_stream(B, "/sink", bulk=True)).reset()

@@ -95,6 +95,19 @@ def test_new_ids_do_not_buy_a_subnet_more_than_its_share() -> None:
     assert quotas.allow(identity(60).peer_id, "/p", None, 1, 0.0), "who is exempt is not counted to a subnet"
 
 
+def test_who_gives_up_gets_its_share_back_and_nobody_queues_for_ever() -> None:
+    quotas, peer = PeerQuotas(Rate(10.0, 10.0)), identity(1).peer_id
+    for second in range(60):  # callers who give up after a moment, 64 each second
+        for _ in range(64):
+            if quotas.reserve(peer, "/p", 1, float(second)) < float("inf"):
+                quotas.refund(peer, "/p", 1)
+    assert quotas.reserve(peer, "/p", 1, 60.0) == 0
+    waits = [quotas.reserve(peer, "/p", 1, 60.0) for _ in range(1000)]
+    assert max(wait for wait in waits if wait < float("inf")) <= 30
+    assert waits.count(float("inf")) > 600
+    assert quotas.reserve(peer, "/p", 1, 75.0) < 20, "and the queue drains as it was told"
+
+
 def test_what_we_send_is_paced_to_the_rate() -> None:
     quotas, peer = PeerQuotas(Rate(2.0, 4.0)), identity(1).peer_id
     assert [quotas.reserve(peer, "/p", 1, 0.0) for _ in range(7)] == [0, 0, 0, 0, 0.5, 1.0, 1.5]

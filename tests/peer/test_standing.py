@@ -8,8 +8,10 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from owm.config import LimitsSettings
 from owm.net import HALF_LIFE, Penalties, Penalty
 from owm.net._penalties import BAN_BELOW
+from owm.peer import Peer
 from owm.roles._standing import StandingMemory
 from owm.store import Store
 from tests.net.conformance import identity
@@ -62,3 +64,26 @@ async def test_a_peer_that_restarts_turns_the_banned_one_away(autojump_clock: Mo
         again = await peers.start(peer(net, "first", ["gateway"], store=path))
         await trio.sleep(30)
         assert not again.parts.network.is_connected(bad.parts.identity.peer_id)
+
+
+async def test_a_restart_gives_nobody_a_second_days_bytes(autojump_clock: MockClock, tmp_path: Path) -> None:
+    net, path = hub(), tmp_path / "store.sqlite"
+    limits = LimitsSettings(max_bytes_per_day=50_000_000)
+
+    def frugal() -> Peer:
+        return peer(net, "frugal", ["gateway"], store=path, limits=limits)
+
+    async with running() as peers:
+        first = await peers.start(frugal())
+        assert first.parts.network.budget is not None
+        first.parts.network.budget.charge(40_000_000, trio.current_time())
+        await trio.sleep(31)
+        await peers.kill(first)
+        await trio.sleep(3600)
+        again = await peers.start(frugal())
+        left = again.parts.network.statistics().bytes_left
+        assert left is not None and 9_000_000 < left <= 10_000_000
+        await peers.kill(again)
+        await trio.sleep(24 * 3600)
+        last = await peers.start(frugal())
+        assert last.parts.network.statistics().bytes_left == 50_000_000
