@@ -35,7 +35,7 @@ from owm.records import SignedRecord
 from owm.roles._manifest import ManifestSource
 from owm.roles._measuring import TierWatch
 from owm.roles._presence import Presence
-from owm.roles._standing import StandingMemory
+from owm.roles._standing import BudgetMemory, StandingMemory
 from owm.roles.gateway import NetworkBackend
 from owm.roles.worker import WorkerRole
 from owm.store import Store
@@ -160,12 +160,17 @@ class Peer:
             await p.store.abandon_unfinished(p.clock.time())
             standing = StandingMemory(p.network.penalties, p.store, p.clock)
             await standing.load()
+            budget = BudgetMemory(p.network.budget, p.store, p.clock) if p.network.budget is not None else None
+            if budget is not None:
+                await budget.load()
             await self.tier_watch.load()
             await stack.enter_async_context(p.network.running())
             nursery = await stack.enter_async_context(_cancelled_at_end())
             await stack.enter_async_context(self.gossip.running())
             await stack.enter_async_context(self.dht.running())
             nursery.start_soon(standing.run)
+            if budget is not None:
+                nursery.start_soon(budget.run)
             nursery.start_soon(self.directory.watch, p.network)
             nursery.start_soon(self._keep_directory)
             nursery.start_soon(p.store.keep_pruned, p.clock)
