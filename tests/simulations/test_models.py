@@ -10,9 +10,11 @@ import pytest
 
 from owm.errors import ConfigError
 from simulations._churn import Churn, ChurnModel
+from simulations._engine import SECOND
 from simulations._links import LinkModel, Links, read_matrix
 from simulations._measure import confidence, percentile
 from simulations._scenario import load_scenario, shipped_scenarios
+from simulations._world import World
 
 SCENARIOS = [
     "baseline",
@@ -108,6 +110,55 @@ def test_weibull_sessions_have_the_stated_mean_and_a_heavy_tail() -> None:
     drawn = [churn.session() for _ in range(50_000)]
     assert abs(sum(drawn) / len(drawn) - 100) < 5
     assert sorted(drawn)[len(drawn) // 2] < 30  # the median of shape 0.5 is a quarter of the mean
+
+
+@pytest.mark.parametrize("kind", ["exponential", "weibull"])
+def test_the_session_met_at_a_random_time_is_what_renewal_theory_says(kind: str) -> None:
+    """Renew sessions and absences for long and look at random times: our draws for the start must be like that."""
+    model = ChurnModel(kind=kind, mean_session=100, mean_absence=40, shape=0.5)  # type: ignore[arg-type]
+    churn, random = Churn(model, Random(4)), Random(5)
+    horizon, now, online = 4_000_000.0, 0.0, True
+    looks = sorted(random.uniform(horizon / 10, horizon) for _ in range(20_000))
+    met: list[tuple[bool, float]] = []
+    while looks:
+        end = now + (churn.session() if online else churn.absence())
+        while looks and looks[0] < end:
+            met.append((online, end - looks.pop(0)))
+        now, online = end, not online
+    drawn = [(state, churn.first(state)) for state in (churn.starts_online() for _ in range(20_000))]
+    for sample in (met, drawn):
+        assert abs(sum(state for state, _ in sample) / 20_000 - 100 / 140) < 0.02
+    for state in (True, False):
+        simulated, ours = (sorted(left for there, left in sample if there is state) for sample in (met, drawn))
+        for share in (0.25, 0.5, 0.75, 0.9):
+            a, b = (values[int(share * len(values))] for values in (simulated, ours))
+            assert abs(a - b) < 0.15 * a, (state, share, a, b)
+    # The mean of what is left is E[X^2] / 2 E[X]: a session for the exponential, three for a Weibull of shape one half.
+    mean = sum(left for state, left in drawn if state) / sum(state for state, _ in drawn)
+    assert abs(mean / 100 - (1.0 if kind == "exponential" else 3.0)) < 0.25
+
+
+def test_a_run_with_churn_begins_in_the_steady_state() -> None:
+    scenario = load_scenario("churn", nodes=400, duration=1.0)
+    world = World(scenario, 1)
+    # Of the four in five that come and go a quarter is away.
+    assert abs(sum(node.online for node in world.nodes) / 400 - 0.8) < 0.05
+    known = [contact.id for node in world.nodes if node.dht and node.online for contact in node.dht.table.contacts()]
+    online = {node.contact.id for node in world.nodes if node.online}
+    assert known and set(known) <= online
+
+
+def test_a_traced_node_is_there_when_its_trace_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "trace.csv"
+    path.write_text("node,up,down\n1,0,10\n2,5,20\n")
+    text = f'name = "t"\nnodes = 6\nduration = 30.0\n[churn]\nkind = "trace"\ntrace = "{path}"\n'
+    (tmp_path / "t.toml").write_text(text)
+    world = World(load_scenario(str(tmp_path / "t.toml")), 1)
+    seen: dict[int, tuple[bool, bool, bool]] = {}
+    for at in (1, 7, 15, 25):
+        world.heap.at(at * SECOND, lambda at=at: seen.update({at: tuple(n.online for n in world.nodes[1:4])}))
+    world.run()
+    assert seen == {1: (True, False, True), 7: (True, True, True), 15: (False, True, True), 25: (False, False, True)}
 
 
 def test_a_trace_gives_each_node_its_sessions(tmp_path: Path) -> None:
