@@ -71,17 +71,13 @@ class KademliaCore(Operations):
         """
         if not admitted:
             self.admit_query(peer, now)
-        if observed is not None:
-            groups = self.table.groups_at((observed,))
-        else:
-            entry = self.table.get(key_of(peer))
-            named = next((contact for contact in message.providers if contact.id == peer), None)
-            groups = entry.groups if entry is not None else self.table.groups_of(named) if named is not None else ()
+        provides = message.type is MessageType.ADD_PROVIDER
+        groups = self._groups_of_asker(peer, message, observed) if provides else ()
         try:
             answer = self.server.answer(peer, message, message.key in self.provided, groups, now)
         except QueryRefused as refused:
             if refused.blame == "invalid":
-                self.reputation.blame(groups, 1.0, now)
+                self.reputation.blame(self._groups_of_asker(peer, message, observed), 1.0, now)
             raise
         self.served += 1
         sender = message.sender
@@ -90,6 +86,15 @@ class KademliaCore(Operations):
         if answer is not None:
             answer.sender, answer.proof = self.contact, self.proof
         return answer
+
+    def _groups_of_asker(self, peer: bytes, message: Message, observed: str | None) -> tuple[str, ...]:
+        if observed is not None:
+            return self.table.groups_at((observed,))
+        entry = self.table.get(key_of(peer))
+        if entry is not None:
+            return entry.groups
+        named = next((contact for contact in message.providers if contact.id == peer), None)
+        return self.table.groups_of(named) if named is not None else ()
 
     def _greeted(self, sender: Contact, proof: bytes, observed: str | None, now: float) -> None:
         """Somebody in server mode has asked us: check that it answers, then it may enter the table."""
