@@ -58,6 +58,8 @@ class LocalView(Protocol):
 class StatisticsCollector(Collector):
     """Shows the numeric fields of statistics objects as gauges ``owm_<source>_<field>``.
 
+    A field of numbers by key becomes a gauge with labels where its metadata name them (``{"labels": ("reason",)}``).
+
     Args:
         sources: for each source's name a function that returns a dataclass or msgspec struct.
     """
@@ -74,6 +76,19 @@ class StatisticsCollector(Collector):
             for name, value in _numbers(statistics):
                 metric = f"owm_{source}_{name}"
                 yield GaugeMetricFamily(metric, f"{name.replace('_', ' ')} of {source}", value=value)
+            for name, labels, values in _labelled(statistics):
+                about = f"{name.replace('_', ' ')} of {source}, by {' and '.join(labels)}"
+                family = GaugeMetricFamily(f"owm_{source}_{name}", about, labels=labels)
+                for key, value in values.items():
+                    family.add_metric([key] if isinstance(key, str) else list(key), value)
+                yield family
+
+
+def _labelled(statistics: object) -> Iterator[tuple[str, tuple[str, ...], Mapping[str | tuple[str, ...], float]]]:
+    if is_dataclass(statistics):
+        for each in fields(statistics):
+            if labels := each.metadata.get("labels"):
+                yield each.name, labels, getattr(statistics, each.name)
 
 
 def _numbers(statistics: object) -> Iterator[tuple[str, float]]:

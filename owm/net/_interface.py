@@ -18,6 +18,7 @@ from owm.identity import PeerId
 
 if TYPE_CHECKING:
     from owm.net._budget import ByteBudget
+    from owm.net._limits import NetworkLimits
     from owm.net._penalties import Penalties
 
 __all__ = [
@@ -86,12 +87,17 @@ class NetworkStatistics:
     dials: int = 0  #: dial attempts
     dials_failed: int = 0
     handshakes_failed: int = 0  #: inbound connections that never authenticated
-    refused: int = 0  #: inbound connections turned away by a cap, quota or ban
+    refused: int = 0  #: connections turned away by a cap, quota or ban
+    streams_refused: int = 0  #: streams that peers opened beyond their quota
+    penalised: int = 0  #: peers against whom something is held now
+    banned: int = 0  #: of them, those that may not connect
     streams: int = 0  #: streams open now
     bytes_in: int = 0
     bytes_out: int = 0
     bytes_left: int | None = None  #: of the day's budget; None where there is none
     penalties: dict[str, int] = field(default_factory=dict)  #: penalties given, by reason
+    #: penalties given, by reason and level
+    penalties_given: dict[tuple[str, str], int] = field(default_factory=dict, metadata={"labels": ("reason", "level")})
 
 
 class Stream(ABC):
@@ -175,6 +181,7 @@ class Network(ABC):
     """A peer's access to the others. Use as ``async with network.running():``; all tasks live in there."""
 
     peer_id: PeerId
+    limits: NetworkLimits  #: what is spent on others at most
     penalties: Penalties  #: what peers are blamed for, over all their connections
     budget: ByteBudget | None  #: the day's bytes, where they are bounded
 
@@ -233,7 +240,7 @@ class Network(ABC):
     def is_connected(self, peer: PeerId) -> bool: ...
 
     def peer_record(self, peer: PeerId) -> bytes | None:
-        """The signed peer record (libp2p's RFC 0003) that a connected peer gave us, for passing on; None without one."""
+        """The signed peer record (libp2p RFC 0003) that a connected peer gave us, for passing on; None without one."""
         return None
 
     @abstractmethod

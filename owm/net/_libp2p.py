@@ -355,6 +355,8 @@ class Libp2pNetwork(Network):
 
     def statistics(self) -> NetworkStatistics:
         live = list(self.live())
+        now = self._clock.monotonic()
+        standings = self.penalties.standings(now).values()
         return NetworkStatistics(
             connections=len(self._admission),
             inbound=self._admission.inbound,
@@ -362,9 +364,13 @@ class Libp2pNetwork(Network):
             dials_failed=self._entrance.dials_failed,
             handshakes_failed=self._entrance.handshakes_failed,
             refused=self._admission.refused,
+            streams_refused=self._quotas.refused,
+            penalised=len(standings),
+            banned=sum(standing.banned for standing in standings),
             streams=sum(len(connection.streams) for connection in live),
             bytes_in=self._bytes_in + sum(connection.bytes_in for connection in live),
             bytes_out=self._bytes_out + sum(connection.bytes_out for connection in live),
-            bytes_left=self._admission.bytes_left(self._clock.monotonic()),
+            bytes_left=self._admission.bytes_left(now),
             penalties=self.penalties.reasons,
+            penalties_given=self.penalties.given,
         )

@@ -315,6 +315,8 @@ class MemoryNetwork(Network):
             self._drop(peer, f"penalised: {reason}")
 
     def statistics(self) -> NetworkStatistics:
+        now = trio.current_time()
+        standings = self.penalties.standings(now).values()
         return NetworkStatistics(
             connections=len(self._admission),
             inbound=self._admission.inbound,
@@ -322,11 +324,15 @@ class MemoryNetwork(Network):
             dials_failed=self._dials_failed,
             handshakes_failed=self._handshakes_failed,
             refused=self._admission.refused,
+            streams_refused=self._quotas.refused,
+            penalised=len(standings),
+            banned=sum(standing.banned for standing in standings),
             streams=sum(len(end.streams) for ends in self._connections.values() for end in ends),
             bytes_in=self._bytes_in,
             bytes_out=self._bytes_out,
-            bytes_left=self._admission.bytes_left(trio.current_time()),
+            bytes_left=self._admission.bytes_left(now),
             penalties=self.penalties.reasons,
+            penalties_given=self.penalties.given,
         )
 
     def _drop(self, peer: PeerId, reason: str) -> None:

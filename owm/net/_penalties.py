@@ -45,15 +45,17 @@ class Penalties:
             raise ValueError("at least one peer must be remembered")
         self._capacity = capacity
         self._scores: dict[PeerId, tuple[float, float]] = {}  # score, and when it was that
-        self._reasons: dict[str, int] = {}
+        self._given: dict[tuple[str, str], int] = {}  # by reason and level
 
     def __len__(self) -> int:
         return len(self._scores)
 
     def penalise(self, peer: PeerId, penalty: Penalty, reason: str, now: float) -> Standing:
         """Lower a score. ``reason`` is a short constant, never text from the peer: it becomes a metric's label."""
-        label = reason if reason in self._reasons or len(self._reasons) < _MAX_REASONS else "other"
-        self._reasons[label] = self._reasons.get(label, 0) + 1
+        known = {label for label, _ in self._given}
+        label = reason if reason in known or len(known) < _MAX_REASONS else "other"
+        key = (label, penalty.name.lower())
+        self._given[key] = self._given.get(key, 0) + 1
         self._scores[peer] = (max(_LOWEST, self.score(peer, now) - penalty.value), now)
         if len(self._scores) > self._capacity:
             self._forget(now, keep=peer)
@@ -79,7 +81,20 @@ class Penalties:
     @property
     def reasons(self) -> dict[str, int]:
         """Penalties given since start, by reason."""
-        return dict(self._reasons)
+        found: dict[str, int] = {}
+        for (reason, _), count in self._given.items():
+            found[reason] = found.get(reason, 0) + count
+        return found
+
+    @property
+    def given(self) -> dict[tuple[str, str], int]:
+        """Penalties given since start, by reason and level."""
+        return dict(self._given)
+
+    def standings(self, now: float) -> dict[PeerId, Standing]:
+        """Everybody against whom something is held now."""
+        found = {peer: self.standing(peer, now) for peer in self._scores}
+        return {peer: standing for peer, standing in found.items() if standing.score < 0}
 
     def export(self, now: float) -> dict[str, float]:
         """Scores as plain data, to be kept over a restart: peer id in base58 to score."""

@@ -7,12 +7,22 @@ from typing import TYPE_CHECKING, Any, Final
 
 from owm import __version__
 from owm.health import LocalView
+from owm.net import Standing
 from owm.store import task_view
 
 if TYPE_CHECKING:
     from owm.peer import Peer
 
 __all__ = ["LocalViews"]
+
+_LIMITS: Final = (
+    "max_connections",
+    "max_inbound",
+    "max_per_subnet",
+    "max_handshakes",
+    "max_streams_per_peer",
+    "max_bytes_per_day",
+)
 
 _MOST_TASKS: Final = 1000
 
@@ -31,6 +41,7 @@ class LocalViews:
         peer = self._peer
         found: dict[str, Callable[[], object]] = {
             "network": peer.parts.network.statistics,
+            "network_limit": lambda: peer.parts.network.limits,
             "dht": peer.dht.statistics,
             "gossip": peer.gossip.statistics,
             "directory": peer.directory.statistics,
@@ -69,6 +80,11 @@ class LocalViews:
             "bytes_out": statistics.bytes_out,
             "bytes_left_today": statistics.bytes_left,
             "penalties": statistics.penalties,
+            "peers_penalised": statistics.penalised,
+            "peers_banned": statistics.banned,
+            "connections_refused": statistics.refused,
+            "streams_refused": statistics.streams_refused,
+            "limits": {name: getattr(peer.parts.network.limits, name) for name in _LIMITS},
             "bandwidth_mbps": round(peer.bandwidth.mbps, 1),
             "models": [model.id for model in engine.models] if engine is not None else [],
             "engine_pid": engine.statistics().pid if engine is not None else None,
@@ -80,8 +96,11 @@ class LocalViews:
         }
 
     def _peers(self, _query: Mapping[str, str]) -> list[dict[str, Any]]:
-        """Everybody known, connected or not: the two are told apart (discovered, connected, usable)."""
-        connections = {c.peer: c for c in self._peer.parts.network.connections()}
+        """Everybody known, connected or not: they are told apart (discovered, connected, usable), and so are those who
+        are turned away (penalised, banned)."""
+        network = self._peer.parts.network
+        connections = {c.peer: c for c in network.connections()}
+        standings = network.penalties.standings(self._peer.parts.clock.monotonic())
         rows = []
         for peer in self._peer.directory.peers():
             connection = connections.pop(peer.id, None)
@@ -93,6 +112,7 @@ class LocalViews:
                     "models": [model.id for model in peer.manifest.models],
                     "state": ("usable" if peer.manifest.slots else "connected") if connection else "discovered",
                     **self._connection(connection),
+                    **_held_against(standings.pop(peer.id, None)),
                 }
             )
         for connection in connections.values():
@@ -103,7 +123,11 @@ class LocalViews:
                 "models": [],
                 "state": "connected",
             }
-            rows.append({**row, **self._connection(connection)})
+            standing = standings.pop(connection.peer, None)
+            rows.append({**row, **self._connection(connection), **_held_against(standing)})
+        for other, standing in standings.items():
+            row = {"peer_id": str(other), "roles": [], "tier": None, "models": [], "state": "penalised"}
+            rows.append({**row, **self._connection(None), **_held_against(standing)})
         return rows
 
     @staticmethod
@@ -125,3 +149,13 @@ class LocalViews:
         except ValueError:
             limit = 100
         return [task_view(entry) for entry in await self._peer.parts.store.tasks(limit)]
+
+
+def _held_against(standing: Standing | None) -> dict[str, Any]:
+    """What a peer's penalties change in its row."""
+    if standing is None:
+        return {}
+    row: dict[str, Any] = {"score": round(standing.score, 1)}
+    if standing.disconnect:
+        row["state"] = "banned" if standing.banned else "penalised"
+    return row

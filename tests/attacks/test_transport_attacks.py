@@ -489,3 +489,29 @@ def test_addresses_that_can_be_dialled_are_read() -> None:
     }.items():
         endpoint = parse_endpoint(address)
         assert endpoint is not None and endpoint.host == host
+
+
+@pytest.mark.attack("T3")
+async def test_silent_sockets_of_several_subnets_keep_no_protected_peer_out() -> None:
+    limits = NetworkLimits(
+        max_connections=20, max_inbound=16, high_water=18, low_water=15, reserved_protected=4, max_handshakes=16
+    )
+    friend = identity(7)
+    async with victim(limits) as network, Libp2pNetwork(friend, limits=LIMITS).running() as arriving:
+        network.protect(friend.peer_id, "treasury")
+        endpoint = parse_endpoint(network.addresses[0])
+        assert endpoint is not None
+        sockets = []
+        for subnet in (11, 12, 13):  # groups of their own, with eight silent sockets each
+            for _ in range(8):
+                silent = trio.socket.socket()
+                await silent.bind((f"127.{subnet}.0.1", 0))
+                await silent.connect((endpoint.host, endpoint.port))
+                sockets.append(silent)
+        await eventually(lambda: network._admission._handshakes.total() == 16)
+        await connect(arriving, network)
+        await honest_peers_are_served(network)
+        assert network.is_connected(friend.peer_id)
+        assert network.statistics().refused >= len(sockets) - 16
+        for silent in sockets:
+            silent.close()
