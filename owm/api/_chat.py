@@ -67,7 +67,7 @@ def chat_routes(gateway: Gateway) -> Blueprint:
             max_tokens=gateway.limit_tokens(body.model, asked),
             temperature=1.0 if body.temperature is None else body.temperature,
             top_p=1.0 if body.top_p is None else body.top_p,
-            seed=body.seed or 0,
+            seed=gateway.seed(body.seed),
             stop=(stop,) if isinstance(stop, str) else stop,
         )
         usage = body.stream_options is not None and bool(body.stream_options.include_usage)

@@ -87,7 +87,17 @@ class ChatCompletionRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=T
         Annotated[float, Meta(ge=0, le=2, description="1 if left out; 0 always takes the likeliest token.")] | None
     ) = None
     top_p: Annotated[float, Meta(gt=0, le=1, description="1 if left out.")] | None = None
-    seed: Annotated[int, Meta(ge=0, le=2**32 - 1, description="The same seed gives the same answer.")] | None = None
+    seed: (
+        Annotated[
+            int,
+            Meta(
+                ge=-(2**63),
+                le=2**63 - 1,
+                description="The same seed gives the same answer; the lowest 32 bits count. A random one if left out.",
+            ),
+        ]
+        | None
+    ) = None
     stop: (
         Annotated[str, Meta(min_length=1, max_length=256)]
         | Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...], Meta(max_length=4)]

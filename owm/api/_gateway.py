@@ -138,6 +138,10 @@ class Gateway:
         contexts = [m.context for m in self.backend.models() if m.kind == "chat" and model_id in ("", m.id)]
         return min([asked, *contexts[:1]])
 
+    def seed(self, asked: int | None) -> int:
+        """The seed of one answer, below 2**32: the client's, negative ones too, or else a fresh one."""
+        return int.from_bytes(self._random_bytes(4), "big") if asked is None else asked % 2**32
+
     def pseudonym(self, peer: str) -> str:
         """A name for a peer that tells nobody who it is; stable until the gateway restarts."""
         return "w-" + hashlib.blake2b(peer.encode(), key=self._pseudonym_key, digest_size=6).hexdigest()

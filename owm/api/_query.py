@@ -33,7 +33,8 @@ def query_routes(gateway: Gateway) -> Blueprint:
         gateway.work.check()
         gateway.check_budget(messages, "$.query")
         charge = gateway.usage.charge(caller)
-        ask = GenerateRequest(messages=messages, max_tokens=gateway.limit_tokens("", body.max_tokens))
+        limit = gateway.limit_tokens("", body.max_tokens)
+        ask = GenerateRequest(messages=messages, max_tokens=limit, seed=gateway.seed(None))
         query = _Query(gateway, charge, ask)
         if stream or body.stream:
             return StreamedResponse(query.stream, _error_event, request.path)

@@ -27,6 +27,7 @@ __all__ = ["Llama"]
 # and were no slower than larger steps (135M model: 131 tokens/s with 512, 136 with 128, 129 with 64, but 83 with 32).
 _CPU_STEP: Final = 64
 _GPU_STEP: Final = 512
+_HIGHEST_SEED: Final = 2**32 - 2  # llama.cpp takes the one above it for "any"
 _CPU: Final = xllamacpp.ggml_backend_dev_type.GGML_BACKEND_DEVICE_TYPE_CPU
 
 
@@ -148,7 +149,7 @@ class Llama:
                 "max_tokens": min(request["max_tokens"], room),
                 "temperature": request["temperature"],
                 "top_p": request["top_p"],
-                "seed": request["seed"],
+                "seed": min(request["seed"], _HIGHEST_SEED),
                 "stop": request["stop"],
                 "n_probs": 1,
                 "stream": True,

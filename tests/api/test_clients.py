@@ -18,10 +18,10 @@ pytestmark = pytest.mark.slow
 def talk(url: str, key: str) -> dict[str, Any]:
     client = openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0)
     messages: Any = [{"role": "user", "content": "Hello there"}]
-    chat = client.chat.completions.create(model="stand-in", messages=messages, max_tokens=5)
+    chat = client.chat.completions.create(model="stand-in", messages=messages, max_tokens=5, seed=-3)
     pieces, usage = [], None
     for chunk in client.chat.completions.create(
-        model="stand-in", messages=messages, max_tokens=5, stream=True, stream_options={"include_usage": True}
+        model="stand-in", messages=messages, max_tokens=5, seed=-3, stream=True, stream_options={"include_usage": True}
     ):
         usage = chunk.usage or usage
         pieces += [choice.delta.content or "" for choice in chunk.choices]

@@ -98,7 +98,7 @@ async def test_with_usage_all_but_the_last_chunk_say_null(gateway: Served) -> No
 @pytest.mark.slow
 async def test_log_probabilities_are_told_when_asked_for(world: World) -> None:
     async with world.client() as client:
-        body = {**CHAT, "max_tokens": 5, "logprobs": True}
+        body = {**CHAT, "max_tokens": 5, "seed": 1, "logprobs": True}
         whole = (await client.post("/v1/chat/completions", json=body)).json()["choices"][0]
         streamed = chunks(await client.post("/v1/chat/completions", json={**body, "stream": True}))
         without = (await client.post("/v1/chat/completions", json={**body, "logprobs": False})).json()["choices"][0]

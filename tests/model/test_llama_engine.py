@@ -224,3 +224,16 @@ async def test_a_killed_engine_says_that_it_is_away_and_that_it_is_back(engine: 
                 await trio.sleep(0.05)
             nursery.cancel_scope.cancel()
     assert seen == [False, True]
+
+
+async def test_every_seed_repeats_itself_and_no_two_say_the_same(engine: Engine) -> None:
+    """The highest one too, which llama.cpp itself takes for "any"."""
+    said = []
+    for seed in (2**32 - 1, 2**32 - 1, 0, 0, 1):
+        request = GenerateRequest(
+            messages=(ChatMessage("user", "Tell a story."),), max_tokens=12, temperature=1.0, seed=seed
+        )
+        async with engine.generate(request) as items:
+            said.append("".join([item.text async for item in items if isinstance(item, Token)]))
+    assert said[0] == said[1] and said[2] == said[3]
+    assert len({said[0], said[2], said[4]}) == 3
