@@ -23,7 +23,7 @@ from owm.clock import SystemClock
 from owm.config import Effective, TaskSettings, load_constitution
 from owm.directory.joining import Lead, Source, split_address
 from owm.errors import ConfigError, OwmError
-from owm.hardware import detect
+from owm.hardware import detect, memory_limits
 from owm.health import Health, HealthServer, StatisticsCollector
 from owm.identity import Identity
 from owm.model import engine_of
@@ -168,6 +168,8 @@ async def _parts(effective: Effective) -> tuple[Parts, LocalDiscovery | None]:
         sources.append(("local network", _local_source(local)))
     if settings.network.coordinator_url:
         _log.warning("network.coordinator_url is set, but this version cannot join through a coordinator yet")
+    hardware = await detect()
+    limits = memory_limits(hardware, settings.model.max_vram_percent)
     parts = Parts(
         identity=identity,
         settings=settings,
@@ -177,8 +179,8 @@ async def _parts(effective: Effective) -> tuple[Parts, LocalDiscovery | None]:
         clock=clock,
         random=Random(SystemRandom().getrandbits(256)),  # noqa: S311 - spreads timers and samples
         secrets=SystemRandom(),
-        hardware=await detect(),
-        engine=engine_of(settings.model, identity.peer_id) if "worker" in settings.node.roles else None,
+        hardware=hardware,
+        engine=engine_of(settings.model, identity.peer_id, limits) if "worker" in settings.node.roles else None,
         cache_path=effective.data_dir / "peers.json",
         sources=sources,
     )

@@ -85,7 +85,7 @@ class ModelSettings(_Section, frozen=True):
     """What a worker serves."""
 
     model_cache_dir: str = "~/.owm/models"  #: model files, shared by all peers of this machine
-    max_vram_percent: Percent = 80  #: of an accelerator's memory
+    max_vram_percent: Percent = 80  #: of each NVIDIA card's memory, for the engine; needs CUDA MPS
     engine: Literal["llama.cpp", "openai"] = "llama.cpp"  #: what runs the models; "openai" is a server at url
     url: str = ""  #: for engine "openai": the server's base URL, such as http://127.0.0.1:8000/v1
     api_key_env: str = ""  #: for engine "openai": the environment variable that holds its key
