@@ -1,7 +1,7 @@
 """The simulator's speed and size: ``python -m benchmarks.simulator``.
 
 Each run is a process of its own, so that its peak memory is its own. An event is one message delivered or one timer
-that changed state. Signatures are a stand-in; the cores are those of peers.
+that changed state. Signatures are a stand-in, but in the runs of whole peers; the cores are those of peers.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from benchmarks._report import Result, main
+from owm.compiled import compiled_folder
 from scripts.compile_cores import compile_cores
 
 
@@ -54,6 +55,72 @@ def _run(nodes: int, kind: str) -> dict[str, Any]:
     }
 
 
+def _run_peers(nodes: int, kind: str) -> dict[str, Any]:
+    """Whole peers in this process: churn for 20 minutes, or a large calm network that two gateways join late."""
+    from simulations._churn import ChurnModel
+    from simulations._scenario import Peers, load_scenario
+    from simulations._sweep import run_seed
+
+    scenario = load_scenario("peers", nodes=nodes)
+    if kind == "peers-quick":
+        scenario = msgspec.structs.replace(
+            scenario,
+            duration=90.0,
+            peers=Peers(gateways=3, late_gateways=1),
+            workload=msgspec.structs.replace(scenario.workload, warm_up=30.0, queries=20),
+        )
+    elif kind == "peers-large":
+        scenario = msgspec.structs.replace(
+            scenario,
+            duration=600.0,
+            peers=Peers(gateways=4, late_gateways=2),
+            population=msgspec.structs.replace(scenario.population, join_interval=0.05),
+            workload=msgspec.structs.replace(scenario.workload, warm_up=180.0, queries=50),
+            churn=ChurnModel(),
+        )
+    before = time.process_time()
+    outcome, _ = run_seed(scenario, 1)
+    found = {name: value for name, value in outcome.metrics.items() if name.startswith("idle_worker_")}
+    return {
+        **found,
+        "wall": outcome.wall_seconds,
+        "cpu": time.process_time() - before,
+        "rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "answered": outcome.metrics.get("query_success"),
+        "directory": outcome.metrics.get("directory_share"),
+        "usable": outcome.metrics.get("gateway_usable_max_seconds"),
+    }
+
+
+def _peers(quick: bool) -> list[Result]:
+    """500 whole peers through churn, and 1,000 that idle while two gateways join (20 for a moment with --quick)."""
+    if quick:
+        few = _apart(20, "peers-quick")
+        return [Result("whole peers, 20 for 90 s: questions answered", "", few["answered"], goal=0.98, relation=">=")]
+    churn, large = _apart(500, "peers-churn"), _apart(1000, "peers-large")
+    name = "whole peers, 500 of them 20 gateways, 20 minutes of churn"
+    big = "whole peers, 1,000 for 10 minutes"
+    never = math.inf if large["usable"] is None else large["usable"]
+    parts = sorted(set(large) - {f"idle_worker_{word}mb_per_day" for word in ("", "median_", "max_", "tasks_")})
+    return [
+        Result(f"{name}: wall time", "s", churn["wall"], goal=600.0),
+        Result(f"{name}: CPU time", "s", churn["cpu"]),
+        Result(f"{name}: questions answered", "", churn["answered"], goal=0.98, relation=">="),
+        Result(f"{name}: workers that gateways know", "", churn["directory"], goal=0.95, relation=">="),
+        Result(f"{big}: an idle worker's traffic, both ways", "MB/day", large["idle_worker_mb_per_day"], goal=100.0),
+        *(
+            Result(f"{big}: of it {part.split('_')[2]}", "MB/day", large[part])
+            for part in parts
+            if part.startswith("idle_worker_")
+        ),
+        Result(f"{big}: a worker's tasks, beside that", "MB/day", large.get("idle_worker_tasks_mb_per_day", 0.0)),
+        Result(f"{big}: until a gateway that joins late knows a worker for a task", "s", never, goal=5.0),
+        Result(f"{big}: wall time", "s", large["wall"]),
+        Result(f"{big}: CPU time", "s", large["cpu"]),
+        Result(f"{big}: peak memory", "GB", large["rss"] / 1e9),
+    ]
+
+
 def _apart(nodes: int, kind: str, hash_seed: str = "0", path: str = "") -> dict[str, Any]:
     environ = {
         **os.environ,
@@ -71,11 +138,11 @@ def _apart(nodes: int, kind: str, hash_seed: str = "0", path: str = "") -> dict[
 
 
 def run(quick: bool) -> list[Result]:
-    """``baseline`` at 10,000 nodes, lookups alone, and 100,000 nodes of the DHT alone (500 and none with --quick)."""
-    nodes = 500 if quick else 10_000
+    """``baseline`` at 10,000 nodes, lookups alone, 100,000 nodes of the DHT alone, whole peers (few with --quick)."""
+    nodes = 200 if quick else 10_000
     mixed = _apart(nodes, "mixed")
     lookups = _apart(min(nodes, 2000), "lookups")
-    again = _apart(500, "mixed", "1"), _apart(500, "mixed", "2")
+    again = [_apart(60 if quick else 500, "mixed", hash_seed) for hash_seed in ("1", "2")]
     name = f"baseline, {nodes:,} nodes, 300 s"
     results = [
         Result(f"{name}: wall time, set-up included", "s", mixed["build"] + mixed["run"], goal=300.0),
@@ -88,6 +155,8 @@ def run(quick: bool) -> list[Result]:
         Result("trace hashes of one seed that differ", "", float(again[0]["hash"] != again[1]["hash"]), goal=0.0),
     ]
     with contextlib.suppress(SystemExit):  # there may be no C compiler here
+        if quick and not compiled_folder().exists():
+            raise SystemExit  # compiling takes its minute
         path = str(compile_cores())
         fast = _apart(min(nodes, 2000), "mixed", path=path)
         fast_lookups = _apart(min(nodes, 2000), "lookups", path=path)
@@ -107,11 +176,12 @@ def run(quick: bool) -> list[Result]:
             Result("DHT alone, 100,000 nodes: lookups that succeed", "", large["success"], goal=1.0, relation=">="),
             Result("DHT alone, 100,000 nodes: wall time", "s", large["build"] + large["run"]),
         ]
-    return results
+    return results + _peers(quick)
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--run"]:
-        print(json.dumps(_run(int(sys.argv[2]), sys.argv[3])))
+        measure = _run_peers if sys.argv[3].startswith("peers-") else _run
+        print(json.dumps(measure(int(sys.argv[2]), sys.argv[3])))
     else:
         main("simulator", run)
