@@ -2,8 +2,8 @@
 
 The prober asks a peer for a number of bytes on a bulk stream and times the arrival of their second half: by then the
 windows of TCP and of the stream have grown, which on a fast long link takes longer than a megabyte. Serving is
-bounded: one probe at a time, one per peer and interval, at most :data:`MAX_PROBE_BYTES` each, so that nobody can drain
-a peer's budget with it.
+bounded: one probe at a time, one per peer and interval, at most :data:`MAX_PROBE_BYTES` each and a hundred a day in
+the long run, so that nobody, and no number of newcomers, can drain a peer's budget with it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ __all__ = ["MAX_PROBE_BYTES", "BandwidthSample", "BandwidthService", "warm_rate"
 
 MAX_PROBE_BYTES: Final = 8 * 2**20
 _INTERVAL: Final = 600.0
+_BURST: Final = 32  #: probes of different peers served one after the other
+_REFILL: Final = 900.0  #: seconds for one more
 _DEADLINE: Final = 30.0
 _ENOUGH_SECONDS: Final = 8.0  # what has come by then of a slow link's probe is enough
 _LEAST_BYTES: Final = 128 * 1024  # fewer say nothing
@@ -67,6 +69,8 @@ class BandwidthService:
         self._probe_bytes = min(probe_bytes, MAX_PROBE_BYTES)
         self._served: OrderedDict[PeerId, float] = OrderedDict()
         self._serving = False
+        self._tokens = float(_BURST)
+        self._refilled = clock.monotonic()
         self._samples: OrderedDict[PeerId, BandwidthSample] = OrderedDict()
         network.handle(protocol, self._serve, max_streams=1)
 
@@ -120,9 +124,13 @@ class BandwidthService:
     async def _serve(self, stream: Stream) -> None:
         now = self._clock.monotonic()
         last = self._served.get(stream.remote)
-        if self._serving or (last is not None and now - last < _INTERVAL):  # two at once would measure each other
+        self._tokens = min(_BURST, self._tokens + (now - self._refilled) / _REFILL)
+        self._refilled = now
+        too_soon = last is not None and now - last < _INTERVAL
+        if self._serving or too_soon or self._tokens < 1:  # two at once would measure each other
             stream.reset()
             return
+        self._tokens -= 1
         self._served[stream.remote] = now
         self._served.move_to_end(stream.remote)
         if len(self._served) > 4096:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -13,13 +14,15 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from owm.dht._service import provider_key
-from owm.directory.bandwidth import warm_rate
+from owm.directory.bandwidth import BandwidthService, warm_rate
 from owm.hardware import Hardware, detect
-from owm.net import Link, MemoryHub
+from owm.identity import Identity
+from owm.net import Link, MemoryHub, MemoryNetwork
 from owm.peer import Peer
 from owm.records import Accelerator
 from owm.roles._presence import role_key
 from tests.peer._peers import address, peer, running, until
+from tests.tasks.world import TrioClock
 
 SMALL = Hardware((Accelerator("card", 8192, "1"),), 16_384)
 LARGE = Hardware((Accelerator("card", 24_576, "1"),), 65_536)
@@ -150,6 +153,26 @@ async def test_a_slow_link_is_measured_too(autojump_clock: MockClock) -> None:
         second = await peers.start(peer(net, "second", ["gateway"], [address(first)], bandwidth=True))
         await until(lambda: second.bandwidth.mbps > 0, 120)
         assert 0.8 < second.bandwidth.mbps < 1.1
+
+
+async def test_no_number_of_newcomers_drains_a_peer(autojump_clock: MockClock) -> None:
+    net, clock = link(100), TrioClock()
+    async with AsyncExitStack() as stack:
+
+        async def member(number: int) -> tuple[MemoryNetwork, BandwidthService]:
+            network = net.network(Identity(number.to_bytes(32, "big")))
+            service = BandwidthService(network, "/probe/1", clock, probe_bytes=1000)
+            return await stack.enter_async_context(network.running()), service
+
+        server, _ = await member(1)
+        newcomers = [await member(number) for number in range(2, 52)]
+        for network, _ in newcomers:
+            await network.connect(server.peer_id, server.addresses)
+        served = [await service.probe(server.peer_id) is not None for _, service in newcomers]
+        assert served == [True] * 32 + [False] * 18
+        await trio.sleep(3700)
+        served = [await service.probe(server.peer_id) is not None for _, service in newcomers]
+        assert sum(served) == 4
 
 
 def test_only_the_second_half_counts() -> None:
