@@ -24,6 +24,7 @@ from owm.directory import ClockComparison, Directory
 from owm.directory.bandwidth import BandwidthService
 from owm.directory.joining import Joiner, Source, split_address
 from owm.directory.shards import ManifestTopics
+from owm.directory.twins import TwinWatch
 from owm.errors import ConfigError
 from owm.gossip import GossipParams, GossipService, ScoreParams
 from owm.hardware import Hardware
@@ -109,8 +110,19 @@ class Peer:
             p.settings.node.roles,
             self.dht,
             lambda: p.store.next_sequence("manifest", p.clock.time()),
-            self.manifests.publish,
+            self._publish,
             p.random,
+        )
+        self.twins = TwinWatch(
+            p.network,
+            p.constitution.protocol("twin"),
+            p.constitution.id,
+            p.clock,
+            p.random,
+            latest=lambda: self.presence.latest,
+            known=self.manifests.newest,
+            holders=self.manifests.holders,
+            found=self.directory.note,
         )
         self.tier_watch = TierWatch(
             self.source,
@@ -177,6 +189,7 @@ class Peer:
             nursery.start_soon(p.store.keep_pruned, p.clock)
             nursery.start_soon(self.joiner.run)
             await stack.enter_async_context(self.manifests.running())
+            await stack.enter_async_context(self.twins.running())
             if self.is_gateway:
                 nursery.start_soon(self._follow_manifests)
             await stack.enter_async_context(self.requester.running())
@@ -200,6 +213,10 @@ class Peer:
     async def _be_seen(self) -> None:
         await self.joiner.wait_joined()
         await self.presence.run()
+
+    async def _publish(self, manifest: SignedRecord) -> int:
+        self.directory.note(manifest)
+        return await self.manifests.publish(manifest)
 
     async def _follow_manifests(self) -> None:
         """Gateways hold the whole view; other peers only relay their shards."""

@@ -64,6 +64,9 @@ class DirectoryStatistics:
 class DirectoryCore:
     """The view itself.
 
+    Our own manifests are to be noted too: what another process signs with our key is told from what we signed before
+    a restart by being newer than our first one.
+
     Args:
         own: our peer id.
         nonce: of this process, as in our own manifest.
@@ -78,6 +81,7 @@ class DirectoryCore:
         self._peers: OrderedDict[PeerId, Peer] = OrderedDict()
         self._connected: set[PeerId] = set()
         self._by_task: dict[str, set[PeerId]] = {}
+        self._since: int | None = None  # the number of this process's first manifest
         self.doppelgangers = 0
 
     def note(self, record: SignedRecord, now: float) -> Noted:
@@ -86,7 +90,10 @@ class DirectoryCore:
         if not isinstance(manifest, CapabilityManifest):
             return Noted()
         if record.issuer == self._own:
-            if manifest.nonce != self._nonce:
+            if manifest.nonce == self._nonce:
+                self._since = record.sequence if self._since is None else min(self._since, record.sequence)
+            # What is older than our first manifest may be our own, from before a restart.
+            elif self._since is not None and record.sequence > self._since:
                 self.doppelgangers += 1
                 return Noted(doppelganger=True)
             return Noted()

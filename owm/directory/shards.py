@@ -110,6 +110,14 @@ class ManifestTopics:
         self._relayed[record.issuer] = record
         return await self._gossip.publish(self._topics[self._own], record)
 
+    def newest(self, peer: PeerId) -> SignedRecord | None:
+        """A peer's newest manifest among those that we relay or read."""
+        return self._relayed.get(peer)
+
+    def holders(self) -> list[PeerId]:
+        """Connected peers that get every manifest of our shard."""
+        return self._connected(self._topics[self._own])
+
     async def subscribe_all(self) -> trio.MemoryReceiveChannel[Received]:
         """Every manifest of the network, as it arrives; the present ones are fetched first. Needs :meth:`running`."""
         if self._nursery is None:

@@ -40,8 +40,12 @@ def peer(
     hardware: Hardware = Hardware((), 16_000),
     tier_override: Literal["", "t0", "t1", "t2", "t3"] = "",
     skew: float = 0.0,
+    secrets: str = "",
 ) -> Peer:
-    """A peer of a devnet whose key follows from its name; ``via`` are the addresses that it is told."""
+    """A peer of a devnet whose key follows from its name; ``via`` are the addresses that it is told.
+
+    Two of one name are two processes with one key only if their ``secrets`` differ.
+    """
     constitution = load_constitution("devnet")
     identity = Identity(Random(name).randbytes(32))
     settings = Settings(
@@ -62,7 +66,7 @@ def peer(
             store=Store(store, inline=True),
             clock=TrioClock(skew),
             random=Random(f"{name} random"),
-            secrets=Random(f"{name} secrets"),
+            secrets=Random(f"{name} secrets{secrets}"),
             hardware=hardware,
             engine=(engine or StandInEngine()) if "worker" in roles else None,
             cache_path=cache,
