@@ -17,9 +17,8 @@ from owm.gossip._core_wire import Message, decode_rpc
 from owm.gossip._exchange import PeerExchange
 from owm.gossip._outbox import Outbox
 from owm.identity import PeerId
-from owm.net import Network, PeerConnected, Penalty, Stream, group_of, is_local
-from owm.net._core_frames import FrameDecoder
-from owm.net.errors import NetworkError, ProtocolNotSupported, ProtocolViolation, StreamReset
+from owm.net import Network, PeerConnected, Penalty, Stream, group_of, is_local, pump_frames
+from owm.net.errors import NetworkError, ProtocolNotSupported, ProtocolViolation
 
 __all__ = ["PROTOCOLS", "GossipShell"]
 
@@ -83,7 +82,7 @@ class GossipShell:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             for protocol in self._protocols:
-                self._network.handle(protocol, self._on_stream, max_streams=2)
+                self._network.handle(protocol, self._on_stream, max_streams=2, control=True)
             nursery.start_soon(self._watch)
             nursery.start_soon(self._beat)
             nursery.start_soon(self._forward)
@@ -231,22 +230,17 @@ class GossipShell:
     async def _on_stream(self, stream: Stream) -> None:
         """Take a peer's RPCs. Silence is no fault here: the connection's keep-alive is the deadline."""
         peer = stream.remote
-        frames = FrameDecoder(self._core.params.max_rpc)
         self._came(peer)
 
-        def take(data: bytes) -> None:
-            for frame in frames.feed(data):
-                self.apply(self._core.receive_rpc(peer, decode_rpc(frame), self._clock.monotonic()))
-                self._validate_some(_AT_ONCE)
+        def take(frame: bytes) -> None:
+            self.apply(self._core.receive_rpc(peer, decode_rpc(frame), self._clock.monotonic()))
+            self._validate_some(_AT_ONCE)
 
         try:
-            await stream.pump(take)
+            await pump_frames(stream, self._core.params.max_rpc, take)
         except ProtocolViolation as violation:
             self.apply(self._core.broke_protocol(peer, str(violation), self._clock.monotonic()))
             stream.reset()
-        else:
-            if frames.is_inside_frame:
-                raise StreamReset("the stream ended within a frame")
 
 
 async def _drain(outbox: Outbox, stream: Stream) -> None:

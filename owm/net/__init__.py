@@ -8,7 +8,7 @@ from owm.net._calls import Calls
 from owm.net._core_peer_record import PeerRecord, open_peer_record, sign_peer_record
 from owm.net._dialer import Attempt, Dialer, DialPlan
 from owm.net._events import EventHub
-from owm.net._frames import FrameStream, read_frame, write_frame
+from owm.net._frames import FrameStream, pump_frames, read_frame, write_frame
 from owm.net._groups import group_of, is_local
 from owm.net._interface import (
     Connection,
@@ -64,6 +64,7 @@ __all__ = [
     "Stream",
     "group_of",
     "is_local",
+    "pump_frames",
     "open_peer_record",
     "read_frame",
     "sign_peer_record",

@@ -9,9 +9,18 @@ from typing import Final
 
 from owm.net.errors import FrameTooLarge, ProtocolViolation
 
-__all__ = ["FrameDecoder", "decode_varint", "encode_frame", "encode_varint"]
+__all__ = ["FrameDecoder", "decode_varint", "encode_frame", "encode_varint", "seconds_for"]
 
 MAX_VARINT_BYTES: Final = 9  #: of the multiformats specification: 63 bits
+
+
+_LEAST_SECONDS: Final = 20.0
+_LEAST_RATE: Final = 8192  # bytes per second
+
+
+def seconds_for(length: int) -> float:
+    """How long the bytes of one frame may take to come in, once it has begun: a byte every 2 s is not for ever."""
+    return _LEAST_SECONDS + length / _LEAST_RATE
 
 
 def encode_varint(value: int) -> bytes:
@@ -61,12 +70,18 @@ class FrameDecoder:
             raise ValueError("the largest frame cannot be negative")
         self.max_frame = max_frame
         self._buffer = bytearray()
+        self.completed = 0  #: frames since the start
         self._length: int | None = None  # of the frame that is coming in
 
     @property
     def is_inside_frame(self) -> bool:
         """Whether the bytes so far end within a frame: an end of the stream here means that something is missing."""
         return bool(self._buffer) or self._length is not None
+
+    @property
+    def length(self) -> int:
+        """Bytes of the frame that is coming in, 0 while that is not known."""
+        return self._length or 0
 
     def feed(self, data: bytes) -> list[bytes]:
         """Take in bytes; returns the frames that are complete now.
@@ -92,5 +107,6 @@ class FrameDecoder:
             frames.append(bytes(buffer[position : position + self._length]))
             position += self._length
             self._length = None
+            self.completed += 1
         del buffer[:position]
         return frames

@@ -124,17 +124,28 @@ class Stream(ABC):
             StreamReset: the peer or the connection went away.
         """
 
-    async def pump(self, sink: Callable[[bytes], None]) -> None:
+    async def pump(
+        self, sink: Callable[[bytes], None], look: Callable[[], None] | None = None, every: float = 10.0
+    ) -> None:
         """Hand all that comes to ``sink``, at once and in order, until the peer has finished writing.
 
         Nobody reads meanwhile. For protocols of many small messages: spares the reader a turn of the event loop each.
+        ``look`` is called every ``every`` seconds or so, for deadlines: what it raises ends the pumping, too.
 
         Raises:
             StreamReset: the peer or the connection went away.
-            Exception: whatever ``sink`` raised; it is not called again.
+            Exception: whatever ``sink`` or ``look`` raised; neither is called again.
         """
-        while data := await self.receive():
-            sink(data)
+        while True:
+            data = None
+            with trio.move_on_after(every if look is not None else float("inf")):
+                data = await self.receive()
+            if data:
+                sink(data)
+            elif data is not None:
+                return
+            if look is not None:
+                look()
 
     def send_nowait(self, data: bytes) -> bool:
         """Send all of ``data`` without waiting; False when that cannot be done, and then nothing is sent.

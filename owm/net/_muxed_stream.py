@@ -93,14 +93,21 @@ class MuxedStream(Stream):
             connection.wake()
         return data
 
-    async def pump(self, sink: Callable[[bytes], None]) -> None:
+    async def pump(
+        self, sink: Callable[[bytes], None], look: Callable[[], None] | None = None, every: float = 10.0
+    ) -> None:
         while self._chunks:
             sink(await self.receive())
         self._sink = sink
         try:
             while not self._finished and self._error is None and self._sink_failed is None:
                 self._readable = trio.Event()
-                await self._readable.wait()
+                if look is None:
+                    await self._readable.wait()
+                else:
+                    with trio.move_on_after(every):
+                        await self._readable.wait()
+                    look()
         finally:
             self._sink = None
         if self._sink_failed is not None:
