@@ -1,6 +1,7 @@
 """Adversaries: nodes that get what an honest node would get and send what they like.
 
-To add one, write a class with the methods of :class:`Adversary` and name it in :data:`BEHAVIOURS`.
+To add one, write a class with the methods of :class:`Adversary`, name it in :data:`BEHAVIOURS`, and in ``Adversary.kind`` of
+``_scenario.py``.
 """
 
 from __future__ import annotations
@@ -94,4 +95,4 @@ class Flood:
         return None
 
 
-BEHAVIOURS: dict[str, type[_Colluders] | type[Flood]] = {"sybil": _Colluders, "eclipse": _Colluders, "flood": Flood}
+BEHAVIOURS: dict[str, type[Adversary]] = {"sybil": _Colluders, "eclipse": _Colluders, "flood": Flood}
