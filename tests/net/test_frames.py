@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import tracemalloc
+from contextlib import suppress
 from random import Random
 
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from owm.net import FrameStream, Link, MemoryHub, Stream, read_frame, write_frame
+from owm.net import FrameStream, Link, MemoryHub, Stream, pump_frames, read_frame, write_frame
 from owm.net._core_calls import WINDOW, Credit, Inbox, Kind, Message, decode, encode
 from owm.net._core_frames import FrameDecoder, decode_varint, encode_frame, encode_varint
 from owm.net.errors import FrameTooLarge, ProtocolViolation, StreamReset
@@ -170,3 +172,43 @@ async def test_a_stream_that_ends_within_a_frame_is_an_error(cut: int, autojump_
             stream = await a.open_stream(b.peer_id, "/frames")
             with pytest.raises(StreamReset, match="within a frame"):
                 await reader(stream)
+
+
+@pytest.mark.parametrize("way", ["FrameStream", "read_frame", "pump_frames"])
+async def test_a_frame_that_drips_in_is_not_waited_for_but_silence_between_frames_is(
+    way: str, autojump_clock: MockClock
+) -> None:
+    hub = MemoryHub(Random(1), Link(latency=0.001))
+    got: list[bytes] = []
+    blamed: list[float] = []
+
+    async def read(stream: Stream) -> None:
+        frames = FrameStream(stream, 100_000)
+        try:
+            if way == "pump_frames":
+                await pump_frames(stream, 100_000, got.append)
+            while (
+                frame := await (frames.receive() if way == "FrameStream" else read_frame(stream, 100_000))
+            ) is not None:
+                got.append(frame)
+        except ProtocolViolation:
+            blamed.append(trio.current_time())
+
+    async with hub.network(identity(1)).running() as a, hub.network(identity(2)).running() as b:
+        b.handle("/frames", read)
+        await connect(a, b)
+        stream = await a.open_stream(b.peer_id, "/frames")
+        for _ in range(3):
+            await stream.send(encode_frame(b"whole"))
+            await trio.sleep(3600)
+        for piece in (encode_frame(bytes(80_000))[start : start + 8_000] for start in range(0, 80_003, 8_000)):
+            await stream.send(piece)  # a slow link, not an attack
+            await trio.sleep(2)
+        began = trio.current_time()
+        await stream.send(encode_frame(bytes(1000))[:2])
+        with suppress(StreamReset):
+            for _ in range(500):
+                await stream.send(b"\0")
+                await trio.sleep(2)
+    assert [len(frame) for frame in got] == [5, 5, 5, 80_000]
+    assert 20 <= blamed[0] - began <= 45
