@@ -47,6 +47,7 @@ _log = structlog.get_logger(__name__)
 _BUFFER: Final = 256  # events that may wait for the consumer
 _AGREEMENT: Final = 2  # workers whose word that a task cannot be done is believed
 _BYTES_PER_TOKEN: Final = 4
+_USUAL_ANSWER: Final = 512  # tokens
 _NOT_COUNTED: Final = ("busy", "draining")
 
 
@@ -340,10 +341,14 @@ class TaskRequester:
 
 
 def _estimate(body: Body) -> int:
-    """About as many tokens as a worker's context should have; 0 where it does not matter."""
+    """About as many tokens as a worker's context should have; 0 where it does not matter.
+
+    Clients ask for far more new tokens than they get: an answer of usual length has to fit.
+    """
     if isinstance(body, EmbedTask):
         return 0
-    return sum(len(message.content.encode()) for message in body.messages) // _BYTES_PER_TOKEN + body.max_tokens
+    prompt = sum(len(message.content.encode()) for message in body.messages) // _BYTES_PER_TOKEN
+    return prompt + min(body.max_tokens, _USUAL_ANSWER)
 
 
 def _as_able(refuser: Peer | None, worker: Peer) -> bool:
