@@ -26,6 +26,7 @@ __all__ = ["GossipCore", "Verdict", "libp2p_message_id"]
 
 P = TypeVar("P", bound=Hashable)
 
+_SEQNO_BYTES: Final = 8
 _MAX_VARIANTS: Final = 8  # other bytes with the id of a message under validation that are kept for their turn
 
 
@@ -467,7 +468,8 @@ class GossipCore(Generic[P]):
     def _is_signed_as_agreed(self, message: Message) -> bool:
         fields = (message.sender, message.seqno, message.signature)
         if self.params.policy is SignaturePolicy.STRICT_SIGN:
-            return None not in fields
+            # The number is part of the id, which we announce to everybody: its author must not choose how long that is.
+            return None not in fields and len(message.seqno or b"") == _SEQNO_BYTES
         return fields == (None, None, None) and message.key is None
 
 

@@ -108,6 +108,16 @@ def test_forged_bytes_under_the_id_of_a_message_do_not_keep_it_out() -> None:
     assert not any(isinstance(effect, Validate) for effect in later)
 
 
+@pytest.mark.attack("G9")
+@pytest.mark.parametrize("size", [0, 7, 9, 60_000])
+def test_an_author_cannot_choose_how_long_the_id_is_that_all_announce(size: int) -> None:
+    made = strict()
+    signed = sign_message(AUTHOR, TOPIC, b"well signed", bytes(size))
+    assert judge(made, made.receive_rpc(EVIL, Rpc(publish=(signed,)), 0.0), 0.0) == []
+    assert made.score(EVIL) < 0
+    assert made.held()["seen"] == made.held()["cached"] == 0
+
+
 @pytest.mark.attack("G10")
 def test_the_id_is_the_hash_of_what_is_signed() -> None:
     from owm.records import CapabilityManifest, sign_record
