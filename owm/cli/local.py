@@ -13,7 +13,7 @@ from owm.cli._local import fetch
 from owm.cli._options import config_options, settings_of
 from owm.cli._output import json_option, plain, print_json, print_table
 from owm.config import Effective
-from owm.errors import TemporaryError
+from owm.errors import TemporaryError, UsageError
 
 __all__ = ["peers_command", "status_command", "tasks_command", "version_command"]
 
@@ -82,16 +82,20 @@ def _cell(value: object) -> str:
 @click.command("tasks")
 @config_options
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
+@click.option("--id", "task_id", default="", metavar="ID", help="One task with all its attempts, input and output.")
 @json_option
-def tasks_command(config: Path | None, data_dir: str | None, limit: int, as_json: bool) -> int:
+def tasks_command(config: Path | None, data_dir: str | None, limit: int, task_id: str, as_json: bool) -> int:
     """List the newest tasks of the local task log, whether the peer runs or not.
 
     \b
     Examples:
       owm tasks
       owm tasks --limit 100 --json
+      owm tasks --id 0123456789abcdef0123456789abcdef
     """
     effective = settings_of(config, data_dir)
+    if task_id:
+        return _show_task(effective, task_id, as_json=as_json)
     try:
         found = fetch(effective, "tasks", limit=limit)
     except TemporaryError:
@@ -118,14 +122,47 @@ def tasks_command(config: Path | None, data_dir: str | None, limit: int, as_json
     return 0
 
 
-def _read_log(effective: Effective, limit: int) -> list[dict[str, Any]]:
+def _read_log(effective: Effective, limit: int, task_id: str = "") -> list[dict[str, Any]]:
     """The task log from disk, with the keys that a running peer gives it."""
     from owm.store import read_tasks, task_view
 
     path = effective.database_path
     if not path.exists():
         raise TemporaryError(f"no peer runs here and there is no task log at {path}: name its folder with --data-dir")
-    return [task_view(entry) for entry in read_tasks(path, limit)]
+    return [task_view(entry) for entry in read_tasks(path, limit, task_id)]
+
+
+def _show_task(effective: Effective, task_id: str, *, as_json: bool) -> int:
+    """Everything that is known of one task; inputs and outputs only where they were kept, checked by their hash."""
+    found = _read_log(effective, 100, task_id)
+    if not found:
+        raise UsageError(f"there is no task {task_id!r} in the log: `owm tasks` lists the newest")
+    for task in found:
+        task["input"], task["output"] = _kept(effective, task)
+    if as_json:
+        print_json(found)
+        return 0
+    for task in found:
+        for name, value in task.items():
+            shown = "not kept (tasks.keep_contents)" if name in ("input", "output") and value is None else value
+            click.echo(f"{name.replace('_', ' '):<24} {plain(_cell(shown))}")
+        click.echo()
+    return 0
+
+
+def _kept(effective: Effective, task: dict[str, Any]) -> tuple[object, object]:
+    import msgspec
+
+    from owm.store import read_content
+    from owm.tasks import input_body
+
+    given = read_content(effective.database_path, bytes.fromhex(task["input_hash"]))
+    answer = read_content(effective.database_path, bytes.fromhex(task["output_hash"]))
+    try:
+        body = msgspec.to_builtins(input_body(given)) if given is not None else None
+    except msgspec.DecodeError:  # of another version
+        body = None
+    return body, None if answer is None else answer.text or f"{len(answer.data)} bytes"
 
 
 def _when(unix: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 from pathlib import Path
 from typing import Any, Final
@@ -10,7 +11,7 @@ import msgspec
 
 from owm.store.errors import StoreError
 
-__all__ = ["COLUMNS", "Content", "TaskEntry", "read_tasks", "task_view"]
+__all__ = ["COLUMNS", "Content", "TaskEntry", "read_content", "read_tasks", "task_view"]
 
 
 class TaskEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,23 +60,48 @@ def task_view(entry: TaskEntry) -> dict[str, Any]:
     return {name: value.hex() if name in _HEX else value for name, value in fields.items()}
 
 
-def read_tasks(path: Path, limit: int) -> list[TaskEntry]:
+def read_tasks(path: Path, limit: int, task_id: str = "") -> list[TaskEntry]:
     """The newest lines of a log on disk, opened read-only, so that a peer that starts meanwhile is not disturbed.
 
     A file from an older version lacks some fields, which then have their defaults.
 
+    Args:
+        task_id: only the lines of this task: ours as worker, as requester, and further attempts of it.
+
     Raises:
         StoreError: there is no log that could be read.
     """
+    columns = [row[1] for row in _read(path, "PRAGMA table_info(tasks)", ()) if row[1] in COLUMNS]
+    where = ""
+    values: tuple[Any, ...] = (limit,)
+    if task_id:
+        where = " WHERE id = ? OR job = ?" if "job" in columns else " WHERE id IN (?, ?)"
+        values = (task_id, task_id, limit)
+    sql = f"SELECT {', '.join(columns)} FROM tasks{where} ORDER BY created DESC, id LIMIT ?"  # noqa: S608 - constants
+    rows = _read(path, sql, values)
+    return [TaskEntry(**dict(zip(columns, row, strict=True))) for row in rows]
+
+
+def read_content(path: Path, sha256: bytes) -> Content | None:
+    """A kept input or output from a log on disk; None where it is not kept, or not what its hash says.
+
+    Raises:
+        StoreError: there is no log that could be read.
+    """
+    if not _read(path, "SELECT 1 FROM sqlite_master WHERE name = 'contents'", ()):
+        return None
+    for row in _read(path, "SELECT hash, data, text FROM contents WHERE hash = ?", (sha256,)):
+        found = Content(*row)
+        return found if hashlib.sha256(found.data).digest() == sha256 else None
+    return None
+
+
+def _read(path: Path, sql: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
     try:
         connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=5)
         try:
-            there = {row[1] for row in connection.execute("PRAGMA table_info(tasks)")}
-            columns = [name for name in COLUMNS if name in there]
-            sql = f"SELECT {', '.join(columns)} FROM tasks ORDER BY created DESC, id LIMIT ?"  # noqa: S608 - constants
-            rows = connection.execute(sql, (limit,)).fetchall()
+            return connection.execute(sql, values).fetchall()
         finally:
             connection.close()
     except sqlite3.Error as error:
         raise StoreError(f"cannot read the task log {path}: {error}") from error
-    return [TaskEntry(**dict(zip(columns, row, strict=True))) for row in rows]

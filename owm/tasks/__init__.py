@@ -5,7 +5,7 @@ from owm.tasks._core_merkle import MerkleLog, verify_consistency, verify_inclusi
 from owm.tasks._core_reliability import Reliability
 from owm.tasks._dispatch_log import DispatchLog, DispatchRecord
 from owm.tasks._events import Completed, Embedded, Event, Restart, Started, TokenEvent
-from owm.tasks._receipts import countersigned
+from owm.tasks._receipts import countersigned, input_body
 from owm.tasks._requester import TaskEvents, TaskRequester
 from owm.tasks._scheduler import Scheduler, required_tier
 from owm.tasks._types import TASK_TYPES, EmbedTask, InferenceTask, Message, Priority, TaskRules
@@ -38,6 +38,7 @@ __all__ = [
     "WorkerLimits",
     "WorkerStatistics",
     "countersigned",
+    "input_body",
     "required_tier",
     "verify_consistency",
     "verify_inclusion",

@@ -23,6 +23,7 @@ __all__ = [
     "check_receipt",
     "countersign",
     "countersigned",
+    "input_body",
     "input_content",
     "input_hash",
     "most_tokens",
@@ -35,13 +36,20 @@ __all__ = [
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _DOMAIN: Final = b"owm-receipt-countersignature/1:"
+_INPUT: Final = b"owm-task-input/1"
 _UNKNOWN: Final = -(2**31)
 _TEXTLESS: Final = 8  # tokens of an answer that may have no text: its end, a character cut short, marks of the template
 
 
 def input_content(salt: bytes, body: Body) -> Content:
     """The task's salt and its canonical body, and their hash."""
-    return _content(b"owm-task-input/1" + salt + _encode(body))
+    return _content(_INPUT + salt + _encode(body))
+
+
+def input_body(content: Content) -> Body:
+    """What was asked, from a kept input; raises msgspec.DecodeError."""
+    body: Body = msgspec.msgpack.decode(content.data[len(_INPUT) + 32 :], type=Body)
+    return body
 
 
 def answer_content(

@@ -5,13 +5,16 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from owm.api.keys import KeyStore
 from owm.cli._local import KEY_FILE, KEYS_FILE, local_key
 from owm.config import load_settings
 from owm.model import ModelCache
-from owm.store import Store, TaskEntry, task_view
+from owm.store import Retention, Store, TaskEntry, task_view
+from owm.tasks import InferenceTask, Message
+from owm.tasks._receipts import answer_content, input_content
 from tests.cli._run import Cli
 
 
@@ -82,6 +85,27 @@ async def test_the_task_log_is_read_without_a_peer(owm: Cli, tmp_path: Path, mon
     assert set(found[0]) == set(task_view(entry)), "the keys of the view of a running peer"
     shown = owm("tasks", "--data-dir", str(tmp_path)).out
     assert "t2" in shown and "payment" in shown.splitlines()[0]
+
+
+async def test_one_task_is_shown_with_what_was_kept_of_it(
+    owm: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OWM_HEALTH_PORT", "1")
+    effective = load_settings(None, {"node.data_dir": str(tmp_path)}, {})
+    body = InferenceTask(messages=(Message("user", "what is kept?"),))
+    given, answer = input_content(bytes(32), body), answer_content([1], [-5], "", 0, "aa", "an answer")
+    entry = TaskEntry(id="t", role="worker", type="inference", peer=b"", state="done", input_hash=given.hash)
+    entry = msgspec.structs.replace(entry, output_hash=answer.hash, salt=bytes(32))
+    async with Store(effective.database_path, retention=Retention(contents=True)).running() as store:
+        await store.log_task(entry, given, answer)
+        await store.log_task(msgspec.structs.replace(entry, id="u", job="t", input_hash=b"other"))
+    first, second = sorted(owm("tasks", "--id", "t", "--data-dir", str(tmp_path), "--json").json, key=lambda t: t["id"])
+    assert first["input"]["messages"][0]["content"] == "what is kept?" and first["output"] == "an answer"
+    assert (second["id"], second["input"]) == ("u", None)
+    shown = owm("tasks", "--id", "t", "--data-dir", str(tmp_path)).out
+    assert "an answer" in shown and "not kept" in shown
+    unknown = owm("tasks", "--id", "none", "--data-dir", str(tmp_path))
+    assert unknown.code == 2 and "'none'" in unknown.err
 
 
 def test_without_a_peer_or_a_log_tasks_says_what_to_do(
