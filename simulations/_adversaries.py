@@ -1,7 +1,7 @@
 """Adversaries: nodes that get what an honest node would get and send what they like.
 
-To add one, write a class with the methods of :class:`Adversary`, name it in :data:`BEHAVIOURS`, and in ``Adversary.kind`` of
-``_scenario.py``.
+To add one, write a class with the methods of :class:`Adversary`, name it in :data:`BEHAVIOURS`, and in
+``Adversary.kind`` of ``_scenario.py``.
 """
 
 from __future__ import annotations

@@ -135,8 +135,9 @@ def summarise(measured: Measurements) -> dict[str, Any]:
         if kind in _TIMED:
             metrics[f"{kind}_p50_seconds"] = percentile(took, 0.5)
             metrics[f"{kind}_p99_seconds"] = percentile(took, 0.99)
-            metrics[f"{kind}_mean_hops"] = statistics.fmean(o.hops for o in done)
-            metrics[f"{kind}_mean_messages"] = statistics.fmean(o.messages for o in done)
+            if kind != "query":
+                metrics[f"{kind}_mean_hops"] = statistics.fmean(o.hops for o in done)
+                metrics[f"{kind}_mean_messages"] = statistics.fmean(o.messages for o in done)
         elif kind == "publish":
             metrics["delivery"] = statistics.fmean(o.detail for o in done)
             metrics["delivery_p50_seconds"] = percentile(measured.delivery_times, 0.5)

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from owm.compiled import run_compiled
 from owm.errors import OwmError
 from simulations._measure import Outcome, confidence
 from simulations._scenario import Scenario, load_scenario, shipped_scenarios
