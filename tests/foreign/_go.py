@@ -159,6 +159,15 @@ class GoPeer:
         answer = await self._call(self._pb.Request(type=self._pb.Request.LIST_PEERS))
         return [PeerId(p.id) for p in answer.peers]
 
+    async def known_addresses(self, peer: PeerId) -> set[str]:
+        """Where a connected peer can be dialled, as the daemon remembers it: IPv4 and TCP only."""
+        found = set()
+        for answer in await self.dht("FIND_PEER", peer=bytes(peer)):
+            for a in answer.peer.addrs:
+                if a[:1] == b"\x04" and a[5:6] == b"\x06":
+                    found.add(f"/ip4/{'.'.join(map(str, a[1:5]))}/tcp/{int.from_bytes(a[6:8], 'big')}")
+        return found
+
     @asynccontextmanager
     async def open_stream(self, peer: PeerId, protocol: str) -> AsyncIterator[_Control]:
         """A raw stream to ``peer``: bytes written to ``.stream`` go there, ``take`` and ``take_some`` read."""

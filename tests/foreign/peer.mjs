@@ -60,6 +60,7 @@ const actions = {
   connect: async (m) => (await node.dial(target(m))).remotePeer.toString(),
   peers: async () => node.getPeers().map((p) => p.toString()),
   protocols: async (m) => (await node.peerStore.get(peerIdFromString(m.peer))).protocols,
+  addresses: async (m) => (await node.peerStore.get(peerIdFromString(m.peer))).addresses.map((a) => a.multiaddr.toString()),
   ping: async (m) => node.services.ping.ping(peerIdFromString(m.peer)),
   echo: async (m) => {
     // Sends `size` bytes to an echo handler in pieces and counts what comes back.

@@ -1,4 +1,4 @@
-"""Our transport beside go-libp2p's and js-libp2p's: each dials the other, identifies, pings, moves 20 MB each way."""
+"""Our transport beside go-libp2p's and js-libp2p's: each dials, is identified, pings, and moves 20 MB each way."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 import trio
 
 from owm.identity import Identity, PeerId
-from owm.net import Stream
+from owm.net import Connection, Stream
+from owm.net.errors import ProtocolNotSupported
 from owm.net.libp2p import Libp2pNetwork
 from tests.foreign import GoPeer, JsPeer, foreign_missing
 
@@ -19,6 +20,8 @@ pytestmark = [
 ]
 
 ECHO = "/owm-test/echo/1"
+IDENTIFY = "/ipfs/id/1.0.0"
+PING = "/ipfs/ping/1.0.0"
 MANY = 20_000_000
 
 
@@ -59,41 +62,103 @@ async def send_and_count(stream: Stream, size: int) -> int:
     return received
 
 
-async def test_js_dials_us_identifies_and_pings(ours: Libp2pNetwork) -> None:
-    async with JsPeer.running() as js:
-        with trio.fail_after(30):
-            reached = await js.do("connect", address=f"{ours.addresses[0]}/p2p/{ours.peer_id}")
-            assert PeerId.parse(reached) == ours.peer_id
-            assert await js.do("ping", peer=str(ours.peer_id)) < 1000
+async def ping(network: Libp2pNetwork, peer: PeerId) -> None:
+    """Two beats on one stream, as the ping protocol asks for."""
+    async with await network.open_stream(peer, PING) as stream:
+        for _ in range(2):
+            beat = os.urandom(32)
+            await stream.send(beat)
+            back = b""
+            while len(back) < 32:
+                back += await stream.receive(32 - len(back))
+            assert back == beat
+
+
+async def identified(network: Libp2pNetwork, peer: PeerId) -> Connection:
+    """The connection with a peer once it has said who it is."""
+    while True:
+        connection = network.connection(peer)
+        if connection is not None and connection.protocols:
+            return connection
+        await trio.sleep(0.02)  # the foreign process decides when it answers
+
+
+@pytest.mark.parametrize("dialler", ["theirs", "ours"])
+async def test_js_and_we_identify_ping_and_open_streams_whoever_dialled(ours: Libp2pNetwork, dialler: str) -> None:
+    async with JsPeer.running(echo=[ECHO]) as js:
+        with trio.fail_after(40):
+            us = str(ours.peer_id)
+            if dialler == "theirs":
+                reached = await js.do("connect", address=f"{ours.addresses[0]}/p2p/{us}")
+                assert PeerId.parse(reached) == ours.peer_id
+            else:
+                assert await ours.connect(js.peer_id, [js.address]) == js.peer_id
+
+            theirs = await identified(ours, js.peer_id)
+            assert theirs.inbound is (dialler == "theirs")
+            assert js.address in theirs.addresses
+            assert {IDENTIFY, PING, ECHO} <= set(theirs.protocols)
             protocols: list[str] = []
             while ECHO not in protocols:
                 await trio.sleep(0.05)
-                protocols = await js.do("protocols", peer=str(ours.peer_id))
-            assert {"/ipfs/id/1.0.0", "/ipfs/ping/1.0.0"} <= set(protocols)
+                protocols = await js.do("protocols", peer=us) if us in await js.do("peers") else []
+            assert {IDENTIFY, PING} <= set(protocols)
+            assert ours.addresses[0] in {a.split("/p2p/")[0] for a in await js.do("addresses", peer=us)}
+
+            assert await js.do("ping", peer=us) < 5000
+            await ping(ours, js.peer_id)
+            counted = await js.do("echo", peer=us, protocol=ECHO, size=100_000)
+            assert counted == {"sent": 100_000, "received": 100_000, "same": True}
+            async with await ours.open_stream(js.peer_id, ECHO) as stream:
+                assert await send_and_count(stream, 100_000) == 100_000
 
 
-async def test_we_dial_js_and_go_and_ping_them(ours: Libp2pNetwork) -> None:
-    async with JsPeer.running() as js, GoPeer.running() as go:
-        for peer in (js, go):
-            with trio.fail_after(20):
-                assert await ours.connect(peer.peer_id, [peer.address]) == peer.peer_id
-                async with await ours.open_stream(peer.peer_id, "/ipfs/ping/1.0.0") as stream:
-                    beat = os.urandom(32)
-                    await stream.send(beat)
-                    back = b""
-                    while len(back) < 32:
-                        back += await stream.receive(32 - len(back))
-                    assert back == beat
+@pytest.mark.parametrize("dialler", ["theirs", "ours"])
+async def test_go_and_we_identify_ping_and_open_streams_whoever_dialled(ours: Libp2pNetwork, dialler: str) -> None:
+    async with GoPeer.running() as go, go.serving_echo(ECHO):
+        with trio.fail_after(40):
+            if dialler == "theirs":
+                await go.connect(ours.peer_id, port_of(ours))
+            else:
+                assert await ours.connect(go.peer_id, [go.address]) == go.peer_id
 
-
-async def test_go_dials_us(ours: Libp2pNetwork) -> None:
-    async with GoPeer.running() as go:
-        with trio.fail_after(20):
-            await go.connect(ours.peer_id, port_of(ours))
+            theirs = await identified(ours, go.peer_id)
+            assert theirs.inbound is (dialler == "theirs")
+            assert go.address in theirs.addresses
+            assert {IDENTIFY, PING, "/ipfs/kad/1.0.0", ECHO} <= set(theirs.protocols)
             assert ours.peer_id in await go.peers()
+            # Its daemon tells nobody what it knows of a peer's protocols. Of whom it did not dial, it has the address
+            # that can be dialled from identify alone.
+            while ours.addresses[0] not in await go.known_addresses(ours.peer_id):  # noqa: ASYNC110
+                await trio.sleep(0.05)
+
+            await ping(ours, go.peer_id)
+            async with go.open_stream(ours.peer_id, PING) as stream:
+                for _ in range(2):
+                    beat = os.urandom(32)
+                    await stream.stream.send_all(beat)
+                    assert await stream.take(32) == beat
             async with go.open_stream(ours.peer_id, ECHO) as stream:
                 await stream.stream.send_all(b"over here")
                 assert await stream.take(9) == b"over here"
+            async with await ours.open_stream(go.peer_id, ECHO) as stream:
+                assert await send_and_count(stream, 100_000) == 100_000
+
+
+async def test_a_protocol_that_we_do_not_speak_is_refused_and_the_connection_lives(ours: Libp2pNetwork) -> None:
+    async with JsPeer.running() as js, GoPeer.running() as go:
+        with trio.fail_after(40):
+            await js.do("connect", address=f"{ours.addresses[0]}/p2p/{ours.peer_id}")
+            await go.connect(ours.peer_id, port_of(ours))
+            with pytest.raises(RuntimeError, match=r"(?i)protocol"):
+                await js.do("echo", peer=str(ours.peer_id), protocol="/nobody/1", size=1)
+            with pytest.raises(RuntimeError, match=r"(?i)protocol"):
+                async with go.open_stream(ours.peer_id, "/nobody/1"):
+                    pass
+            for peer in (js, go):
+                with pytest.raises(ProtocolNotSupported):
+                    await ours.open_stream(peer.peer_id, "/nobody/1")
+                await ping(ours, peer.peer_id)
 
 
 async def test_20_mb_each_way_with_js(ours: Libp2pNetwork) -> None:
