@@ -47,7 +47,7 @@ class Meshes(Generic[P]):
         """A peer put us in its mesh: take it into ours, or refuse with a PRUNE and say whom else to ask."""
         state, params = self._state, self._state.params
         prunes: list[Prune] = []
-        for name in names:
+        for name in dict.fromkeys(names):  # py-libp2p may name a topic twice
             topic = state.topics.get(name)
             if topic is None or not topic.subscribed:
                 continue  # answering would only help who floods unknown topics
@@ -58,9 +58,12 @@ class Meshes(Generic[P]):
                 continue
             until = topic.backoff.get(peer.id)
             if until is not None and now < until:
-                state.misbehaved(peer, "GRAFT during back-off", now)
-                if now < until - params.prune_backoff + params.graft_flood:
-                    state.misbehaved(peer, "GRAFT flood", now)
+                if peer.id in topic.unsaid:
+                    del topic.unsaid[peer.id]  # it is told now
+                else:
+                    state.misbehaved(peer, "GRAFT during back-off", now)
+                    if now < until - params.prune_backoff + params.graft_flood:
+                        state.misbehaved(peer, "GRAFT flood", now)
                 topic.backoff[peer.id] = now + params.prune_backoff
                 prunes.append(self._prune(topic, peer, exchange=False))
             elif peer.score.value < 0:
@@ -81,6 +84,8 @@ class Meshes(Generic[P]):
             if topic is None:
                 continue
             backoff = min(float(prune.backoff), params.max_backoff) if prune.backoff else params.prune_backoff
+            if not prune.backoff and topic.subscribed and topic.backoff.get(peer.id, 0.0) <= now:
+                topic.unsaid[peer.id] = None
             if peer.id in topic.mesh:
                 self._drop(topic, peer, now, backoff)
             elif topic.subscribed:
@@ -126,6 +131,7 @@ class Meshes(Generic[P]):
             if topic.backoff:
                 for peer_id in [peer_id for peer_id, until in topic.backoff.items() if until <= now]:
                     del topic.backoff[peer_id]
+                    topic.unsaid.pop(peer_id, None)
                     topic.mended = False
             if topic.subscribed:
                 self._mend(topic, now, grafts, prunes)

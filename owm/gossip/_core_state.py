@@ -114,7 +114,7 @@ class Peer(Generic[P]):
 class Topic(Generic[P]):
     """A topic that we or a peer know of. Peers are kept in dicts for their order: runs must repeat."""
 
-    __slots__ = ("backoff", "fanout", "fanout_until", "mended", "mesh", "name", "peers", "subscribed")
+    __slots__ = ("backoff", "fanout", "fanout_until", "mended", "mesh", "name", "peers", "subscribed", "unsaid")
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -125,6 +125,7 @@ class Topic(Generic[P]):
         self.fanout: dict[P, Peer[P]] = {}
         self.fanout_until = 0.0
         self.backoff: dict[P, float] = {}  #: until when not to graft whom
+        self.unsaid: dict[P, None] = {}  #: of them, who pruned us without a word of a back-off and may not know any
 
 
 class State(Generic[P]):

@@ -86,6 +86,18 @@ def test_a_prune_is_honoured_and_its_exchange_taken_only_from_the_trusted() -> N
     assert [effect.peers for effect in effects if isinstance(effect, Exchange)] == [others]
 
 
+def test_a_peer_that_pruned_us_without_a_back_off_is_told_of_one_before_it_is_blamed() -> None:
+    """What py-libp2p does: it prunes, grafts again a second later, and names the topic twice."""
+    made = core(GossipParams(score=ScoreParams(behaviour_threshold=0.0)), peers=1)
+    made.receive_rpc(1, Rpc(graft=(TOPIC,)), 0.0)
+    made.receive_rpc(1, Rpc(prune=(Prune(TOPIC, 0),)), 1.0)
+    refused = to(made.receive_rpc(1, Rpc(graft=(TOPIC, TOPIC)), 2.0))
+    assert [prune.backoff for rpc in refused[1] for prune in rpc.prune] == [60]
+    assert made.mesh(TOPIC) == () and made.score(1) == 0
+    made.receive_rpc(1, Rpc(prune=(Prune(TOPIC, 0),), graft=(TOPIC,)), 3.0)
+    assert made.score(1) < 0, "now it knows"
+
+
 def test_messages_go_to_the_mesh_and_not_back() -> None:
     made = core(peers=6)
     made.heartbeat(0.0)
