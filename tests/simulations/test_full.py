@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import trio
 
+from owm.directory import Directory
 from owm.errors import ConfigError
 from simulations._scenario import load_scenario
+from simulations._sweep import run_seed
 from tests.simulations.test_scenarios import outcome
 
 FULL = """
@@ -70,3 +74,29 @@ def test_what_full_fidelity_cannot_do_is_refused_with_what_to_change(
     scenario.write_text(FULL.replace(*change))
     with pytest.raises(ConfigError, match=word):
         load_scenario(str(scenario))
+
+
+@pytest.mark.slow
+def test_one_late_gateway_that_never_knows_a_worker_breaks_the_invariant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two join late; one is useful at once, the other never: the run has not passed."""
+    path = tmp_path / "small.toml"
+    text = FULL.replace("late_gateways = 1", "late_gateways = 2").replace("queries = 40", "queries = 0")
+    path.write_text(text.replace("duration = 150.0", "duration = 100.0").replace("answered = 0.95\n", ""))
+    scenario = load_scenario(str(path))
+    both, _ = run_seed(scenario, 1)
+    assert both.metrics["late_gateways_usable"] == 2
+    assert both.invariants["gateway_usable_seconds"]
+    real, blind = Directory.eligible, []
+
+    def eligible(self: Directory, *args: Any, **more: Any) -> Any:
+        if not blind and trio.current_time() > 50.0:
+            blind.append(self)
+        return [] if self in blind else real(self, *args, **more)
+
+    monkeypatch.setattr(Directory, "eligible", eligible)
+    one, _ = run_seed(scenario, 1)
+    assert one.metrics["late_gateways_usable"] == 1
+    assert one.metrics["gateway_usable_max_seconds"] is None
+    assert not one.invariants["gateway_usable_seconds"]
