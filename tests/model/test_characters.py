@@ -7,6 +7,7 @@ import pytest
 from owm.config import ModelSettings, expand
 from owm.model import SHIPPED, ChatMessage, Done, Engine, GenerateRequest, ModelCache, Token, engine_of
 from owm.model._gguf import vocabulary
+from tests.model._servers import llama_server, settings
 
 pytestmark = pytest.mark.slow
 
@@ -56,3 +57,16 @@ async def test_every_token_of_an_answer_is_told(cache: ModelCache) -> None:
         assert several > 40
         tokens, done = await whole(engine, QUESTIONS[0], 60, ("🌟",))
         assert len(tokens) == done.completion_tokens
+
+
+async def test_a_foreign_servers_characters_are_counted_by_tokens_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It sends them as one piece each, and says only at the end how many tokens they were."""
+    with llama_server() as (url, _):
+        async with engine_of(settings(url, monkeypatch)).running() as engine:
+            request = GenerateRequest(messages=(ChatMessage("user", QUESTIONS[0]),), max_tokens=60)
+            async with engine.generate(request) as items:
+                found = [item async for item in items]
+    *tokens, done = found
+    assert isinstance(done, Done)
+    assert len(tokens) == done.completion_tokens
+    assert sum(isinstance(item, Token) and not item.text for item in tokens) > 10
