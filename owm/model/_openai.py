@@ -129,7 +129,8 @@ class OpenAIEngine(Engine):
         for model in self.models:
             if model.id not in known:
                 names = ", ".join(known[:50])
-                raise ConfigError(f"model.{model.kind}: {base} does not serve {model.id!r}, but {names}")
+                hint = '; set it to "" for none' if model.kind == "embedding" else ""
+                raise ConfigError(f"model.{model.kind}: {base} does not serve {model.id!r}, but {names}{hint}")
 
     async def _watch(self) -> None:
         """Ask now and then, at once after a failure, and with back-off until the server answers again."""
