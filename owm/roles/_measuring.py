@@ -29,6 +29,7 @@ _RETRY: Final = 60.0  #: until the first measurement
 _SOON: Final = 600.0  #: until there are a few
 _DAILY: Final = 86400.0
 _FEW: Final = 3
+_SAID_AFTER: Final = 5  #: attempts in vain after which the operator hears of it
 
 _decode: Final = msgspec.msgpack.Decoder(BandwidthSample).decode
 
@@ -87,9 +88,17 @@ class TierWatch:
     async def run(self) -> None:
         """Measure until cancelled. Call it once the peer has joined."""
         await trio.sleep(_FIRST_AFTER)
+        failures = 0
         while True:
             await self.measure()
             samples = len(self._bandwidth.samples)
+            failures += not samples
+            if failures == _SAID_AFTER and not samples and self._worker:
+                _log.warning(
+                    "bandwidth could not be measured yet, and without it the tier is t0",
+                    connections=len(self._source.network.connections()),
+                    remedy="nothing, if peers are few: it is tried every minute",
+                )
             pause = _RETRY if not samples else _SOON if samples < _FEW else _DAILY
             await trio.sleep(pause * self._random.uniform(0.9, 1.1))
 

@@ -59,8 +59,10 @@ async def test_a_worker_that_was_alone_is_measured_soon_after_somebody_came(auto
     net = link(100)
     async with running() as peers:
         worker = await peers.start(peer(net, "worker", ["worker"], bandwidth=True, hardware=SMALL))
-        await trio.sleep(1000)
+        with capture_logs() as said:
+            await trio.sleep(1000)
         assert worker.bandwidth.mbps == 0
+        assert len([line for line in said if "could not be measured" in line["event"]]) == 1
         await peers.start(peer(net, "gateway", ["gateway"], [address(worker)]))
         await until(lambda: worker.source.tier == "t1", 90)
 
