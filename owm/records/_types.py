@@ -119,6 +119,7 @@ class TaskReceipt(Record, frozen=True, kw_only=True):
     queued_ms: int
     run_ms: int
     price_msat: int = 0
+    seed: int = 0  #: of the sampling; whoever holds the answer can check its hash with it
 
 
 def record_types() -> dict[str, type[Record]]:

@@ -135,6 +135,7 @@ def check_receipt(receipt: TaskReceipt, binding: Binding, body: Body, salt: byte
         ("worker", receipt.worker, bytes(binding.worker)),
         ("input", receipt.input_hash, input_hash(salt, body)),
         ("output", receipt.output_hash, output),
+        ("seed", receipt.seed, body.seed if isinstance(body, InferenceTask) else 0),
     )
     for name, found, wanted in expected:
         if found != wanted:

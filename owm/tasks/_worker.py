@@ -48,7 +48,7 @@ from owm.tasks._types import (
     Tokens,
     Vectors,
 )
-from owm.tasks.errors import SealBroken
+from owm.tasks.errors import NoAnswer, SealBroken
 
 __all__ = ["TaskWorker", "WorkerLimits", "WorkerStatistics"]
 
@@ -299,7 +299,6 @@ class TaskWorker:
         ids: list[int] = []
         logprobs: list[int] = []
         texts: list[str] = []
-        size = 0
         done: Done | None = None
         async with self._engine.generate(request) as items:
             async for item in items:
@@ -310,13 +309,12 @@ class TaskWorker:
                 ids.append(item.id)
                 logprobs.append(logprob)
                 texts.append(item.text)
-                size += len(item.text.encode())
                 await self._send(job, Tokens((item.text,), (item.id,), (logprob,)))
         if done is None:
             raise NoAnswer("the engine ended without finishing its answer")
         text = "".join(texts)
         output = answer_content(ids, logprobs, done.template_sha256, body.seed, done.model_sha256, text)
-        count = min(done.completion_tokens, most_tokens(body, len(ids), size))
+        count = min(done.completion_tokens, most_tokens(body, len(ids), len(text.encode())))
         receipt = await self._receipt(job, output.hash, done.model_sha256, done.prompt_tokens, count)
         await self._finish(job, receipt, output, done.finish, done.model, done.template_sha256)
         return receipt
@@ -345,6 +343,7 @@ class TaskWorker:
             model_sha256=model,
             prompt_tokens=prompt,
             completion_tokens=completion,
+            seed=job.body.seed if isinstance(job.body, InferenceTask) else 0,
             queued_ms=max(0, round((started - job.accepted) * 1000)),
             run_ms=max(0, round((now - started) * 1000)),
         )
@@ -395,7 +394,3 @@ class TaskWorker:
                 await job.frames.send(job.sealer.seal(_encode(failed), last=True))
         except NetworkError as error:
             _log.debug("a failure could not be reported", error=str(error))
-
-
-class NoAnswer(OwmError):
-    """The engine broke its contract."""

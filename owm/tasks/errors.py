@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from owm.errors import PeerError, TemporaryError, UsageError
+from owm.errors import OwmError, PeerError, TemporaryError, UsageError
 
 __all__ = [
     "ConsumerTooSlow",
     "Impossible",
     "InvalidTask",
     "InvalidTransition",
+    "NoAnswer",
     "NoWorkers",
     "SealBroken",
     "TaskFailed",
@@ -43,6 +44,10 @@ class Impossible(PeerError):
 
 class InvalidTransition(UsageError):
     """A task was told to do what its state does not allow: a bug."""
+
+
+class NoAnswer(OwmError):
+    """Our engine ended an answer without saying so: a bug in the engine."""
 
 
 class NoWorkers(TemporaryError):

@@ -55,11 +55,12 @@ async def ask(made: World, task: InferenceTask) -> tuple[str, Completed, int]:
 
 async def test_an_answer_streams_and_is_proved(autojump_clock: object) -> None:
     async with world(workers=1) as made:
-        text, completed, restarts = await ask(made, question(12))
+        text, completed, restarts = await ask(made, question(12, seed=77))
         assert (text, restarts, completed.finish) == (whole(12), 0, "length")
         peer = made.workers[0]
         assert completed.worker == peer.identity.peer_id
         assert completed.details.completion_tokens == 12
+        assert completed.details.seed == 77
         await trio.sleep(1)
         entry = await peer.store.task(completed.task, "worker")
         assert entry is not None and entry.state == "done" and entry.receipt == completed.receipt.envelope
