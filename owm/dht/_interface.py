@@ -53,7 +53,10 @@ class Dht(ABC):
 
     @abstractmethod
     async def find_peer(self, peer: PeerId) -> Provider | None:
-        """The peer's current addresses, or None when nobody knows it."""
+        """Where the peer can be dialled: it is connected, or has just been reached there under its id.
+
+        None when nobody knows it, or when it was not reachable at any address that others gave for it.
+        """
 
     @abstractmethod
     def known_peers(self, limit: int = 20) -> list[Provider]:
