@@ -70,10 +70,13 @@ def removals(retention: Retention, now: float) -> Iterator[Job[int]]:
     def tasks_of_age(db: sqlite3.Connection) -> int:
         return _remove_tasks(db, oldest)
 
+    beyond: list[tuple[float] | None] = []
+
     def tasks_beyond(db: sqlite3.Connection) -> int:
-        sql = "SELECT created FROM tasks ORDER BY created DESC LIMIT 1 OFFSET ?"
-        row = db.execute(sql, (retention.most_tasks,)).fetchone()
-        return _remove_tasks(db, row[0], including=True) if row else 0
+        if not beyond:  # looked up once: it takes a walk over all that is kept
+            sql = "SELECT created FROM tasks ORDER BY created DESC LIMIT 1 OFFSET ?"
+            beyond.append(db.execute(sql, (retention.most_tasks,)).fetchone())
+        return _remove_tasks(db, beyond[0][0], including=True) if beyond[0] else 0
 
     def contents_of_age(db: sqlite3.Connection) -> int:
         cutoff = now - retention.content_seconds if retention.contents else float("inf")
