@@ -6,6 +6,7 @@ import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import structlog
@@ -51,6 +52,7 @@ __all__ = ["NetworkBackend"]
 _log = structlog.get_logger(__name__)
 
 _MODELS_LIFE: Final = 0.5  #: seconds for which a look at the whole directory is believed
+_name_of: Final = lru_cache(maxsize=4096)(str)  #: of a peer; base58 is slow, and each answer names its worker twice
 _LOST: Final = "the worker was lost; another one answers from the beginning"
 
 
@@ -109,7 +111,7 @@ class NetworkBackend:
                     case TaskStarted(_, worker, attempt):
                         if attempt > 1:
                             self._counters.reassigned += 1
-                        yield Started(str(worker), attempt, self._model_of(worker, model))
+                        yield Started(_name_of(worker), attempt, self._model_of(worker, model))
                     case TokenEvent(text, _, logprob):
                         yield TokenText(text, logprob)
                     case Restart():
@@ -205,7 +207,7 @@ def _answered(event: Completed) -> Answered:
     receipt: TaskReceipt = event.details
     record: SignedRecord = event.receipt
     return Answered(
-        worker=str(event.worker),
+        worker=_name_of(event.worker),
         attempts=event.attempts,
         receipt_id=record.id.hex(),
         model=event.model,
