@@ -13,7 +13,7 @@ from trio.testing import MockClock
 from owm.api.errors import NoWorker
 from owm.directory.bandwidth import MAX_PROBE_BYTES
 from owm.model.testing import StandInEngine
-from owm.net import Link, MemoryHub
+from owm.net import Link, MemoryHub, Stream
 from owm.net.errors import StreamReset
 from owm.peer import Peer
 from owm.records import sign_record
@@ -42,6 +42,31 @@ async def test_a_late_gateway_dispatches_within_five_seconds(autojump_clock: Moc
         await trio.sleep(120)
         began = trio.current_time()
         late = await peers.start(peer(net, "late", ["gateway"], [address(first)]))
+        text, _ = await ask_when_possible(late)
+        assert text
+        assert trio.current_time() - began < 5.0
+
+
+@pytest.mark.slow
+async def test_a_late_gateway_does_not_wait_for_peers_that_are_silent(autojump_clock: MockClock) -> None:
+    """They take every question about the present manifests, and answer none."""
+
+    async def hang(stream: Stream) -> None:
+        while await stream.receive():
+            pass
+
+    net = hub()
+    async with running() as peers:
+        first = await peers.start(peer(net, "first", ["gateway"]))
+        silent = [await peers.start(peer(net, f"silent{n}", ["gateway"], [address(first)])) for n in range(3)]
+        for number in range(6):
+            await peers.start(peer(net, f"worker{number}", ["worker"], [address(first)]))
+        await until(lambda: len(first.directory.peers()) >= 6, 120)
+        await trio.sleep(120)
+        for one in silent:
+            one.parts.network.handle(one.parts.constitution.protocol("sync"), hang)
+        began = trio.current_time()
+        late = await peers.start(peer(net, "late", ["gateway"], [*map(address, silent), address(first)]))
         text, _ = await ask_when_possible(late)
         assert text
         assert trio.current_time() - began < 5.0
