@@ -21,6 +21,14 @@ const say = (message) => process.stdout.write(JSON.stringify(message) + '\n')
 const bytes = (text) => new Uint8Array(Buffer.from(text, 'base64'))
 const base64 = (data) => Buffer.from(data).toString('base64')
 
+// The specification's, go's and py's default. js's own has the author's key where they have its peer id: whoever is
+// told of such an id asks for what it has, and waits in vain for a message of that name.
+const authorAndNumber = ({ from, sequenceNumber }) => {
+  const number = Buffer.alloc(8)
+  number.writeBigUInt64BE(sequenceNumber)
+  return Buffer.concat([from.toMultihash().bytes, number])
+}
+
 const node = await createLibp2p({
   privateKey: await generateKeyPairFromSeed('Ed25519', bytes(options.seed)),
   addresses: { listen: ['/ip4/127.0.0.1/tcp/0'] },
@@ -31,7 +39,9 @@ const node = await createLibp2p({
   services: {
     identify: identify(),
     ping: ping(),
-    pubsub: gossipsub({ allowPublishToZeroTopicPeers: true, scoreParams: { IPColocationFactorWeight: 0 } }),
+    pubsub: gossipsub({
+      allowPublishToZeroTopicPeers: true, scoreParams: { IPColocationFactorWeight: 0 }, msgIdFn: authorAndNumber
+    }),
     dht: kadDHT({
       protocol: options.dht, clientMode: false, peerInfoMapper: passthroughMapper,
       validators: { owm: async () => {} }, selectors: { owm: () => 0 }
