@@ -58,7 +58,7 @@ class Summary:
 
     def grown(self, ids: Iterable[bytes]) -> Summary:
         """A summary with those ids too; this one stays as it is. Few of them cost little: other digests are kept."""
-        out = Summary.__new__(Summary)
+        out = Summary()
         out._members, out._ids, out._digests = set(self._members), list(self._ids), dict(self._digests)
         for id_ in ids:
             out.add(id_)
