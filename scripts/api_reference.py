@@ -14,11 +14,22 @@ front of it for others. The same as a machine reads it: `GET /openapi.json`.
 
 **Keys.** What asks for work needs `Authorization: Bearer owm_...`; `owm keys add` makes a key, `owm keys revoke` ends
 it within a second. A key has `api.requests_per_day` requests in any 24 hours, unless it was given another limit. The
-landing page's visitors get a session, bound to their address, for `api.page_requests_per_day` requests.
+landing page's visitors get a session, bound to their address, for `api.page_requests_per_day` requests. What was used
+survives a restart; what fails through no fault of the caller (502, 503 or 504 before the first byte) is not counted.
+
+**Length.** An answer has at most `max_tokens` new tokens: 256 where the request does not say, enough for a few
+paragraphs; ask for more where you need it, up to what the model's context holds.
+
+**Fields.** The OpenAI dialect does what a request asks or refuses it with 400 and the field's name in `param`: tools,
+response formats, penalties, several choices and the like are not done here. Fields that change no answer (`user`,
+`metadata` ...) are accepted. `context` of v1 is an open object.
 
 **When a worker is lost** while it answers, another one begins anew. A whole answer is then just later. A stream of v1
 has an event `restart`: drop all text so far. An OpenAI stream that has begun ends with an error, for it cannot take
 text back.
+
+**When a gateway stops** it answers new work with 503 and `Retry-After` and completes what runs; a stream that it has to
+cut ends with an error.
 
 **Half-closed connections** count as gone: a client that shuts down its sending side ends its request."""
 _ERRORS = """\
