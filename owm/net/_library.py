@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import libp2p
@@ -44,6 +45,7 @@ logging.getLogger("libp2p").setLevel(logging.CRITICAL)
 
 _log = structlog.get_logger(__name__)
 _PING: Final = "/ipfs/ping/1.0.0"  # served by ourselves, with a quota
+_STRAYS: Final = 32  # entries of peers that have gone which are put up with before they are looked for
 _IDENTIFY_TIMEOUT: Final = 30.0
 
 
@@ -78,7 +80,9 @@ class LibraryHost:
         swarm.set_resource_manager(None)  # our own limits hold; the library's would turn away its own connections
         self._swarm = swarm
         self._host: Any = BasicHost(
-            network=swarm, addrs_factory=lambda _: [multiaddr.Multiaddr(address) for address in addresses()]
+            network=swarm,
+            addrs_factory=lambda _: [multiaddr.Multiaddr(address) for address in addresses()],
+            disable_identify_address_discovery=True,  # strangers' words, which nobody here would read
         )
         self._attached: dict[MuxedConnection, _LibraryConnection] = {}
 
@@ -129,7 +133,18 @@ class LibraryHost:
         return envelope if len(envelope) <= MAX_PEER_RECORD else None
 
     def detach(self, connection: MuxedConnection) -> None:
+        """A connection is gone; with a peer's last one goes what it has told, which the library would keep."""
         self._attached.pop(connection, None)
+        connected = {attached.remote for attached in self._attached}
+        known = self._host.get_peerstore().peer_data_map
+        gone = [ID(bytes(connection.remote))] if connection.remote not in connected else []
+        if len(known) > 2 * len(connected) + _STRAYS:
+            # An identification that ends after its connection leaves an entry behind.
+            kept = {self._host.get_id(), *(ID(bytes(peer)) for peer in connected)}
+            gone = [peer for peer in known if peer not in kept]
+        for peer in gone:
+            with suppress(PeerStoreError):
+                self._host.get_peerstore().clear_peerdata(peer)
 
     async def serve(self, stream: MuxedStream) -> None:
         """Run the library's handler for a stream whose protocol was negotiated by us.

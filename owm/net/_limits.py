@@ -21,7 +21,7 @@ class NetworkLimits:
     low_water: int = 150  #: down to this many
     max_per_peer: int = 2  #: connections with one peer (a simultaneous dial makes two)
     max_per_subnet: int = 8  #: connections of one subnet group, inbound and outbound each, see owm.net._groups
-    max_handshakes: int = 64  #: inbound connections that have not authenticated yet
+    max_handshakes: int = 100  #: inbound connections that have not authenticated yet
     max_handshakes_per_subnet: int = 8  #: inbound connections of one group that have not authenticated yet
     reserved_protected: int = 16  #: slots that only protected peers may take
     exempt_local: bool = False  #: loopback and private addresses are under no subnet caps: for devnets
