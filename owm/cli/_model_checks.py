@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-import httpx
 import psutil
+import trio
 
 from owm.cli._checks import Finding
 from owm.cli._local import read_peer_file
 from owm.config import Effective, ModelSettings, expand
-from owm.errors import ConfigError
+from owm.errors import ConfigError, TemporaryError
 
 __all__ = ["model_findings"]
 
 _MIB: Final = 2**20
 _BESIDES_MIB: Final = 512  #: what an engine takes besides the weights: contexts, buffers, the program
-_CONNECT_SECONDS: Final = 3.0
 
 
 def model_findings(effective: Effective) -> Iterator[Finding]:
@@ -61,18 +60,19 @@ def _engine_memory(effective: Effective, needed: int) -> Finding:
 
 
 def _server(settings: ModelSettings) -> Iterator[Finding]:
-    """A model server of the operator's behind this worker."""
-    if not settings.url:
-        yield Finding("engine", "error", f"engine {settings.engine!r} needs an address", "set model.url")
-        return
-    url = f"{settings.url.rstrip('/')}/models"
+    """A model server of the operator's behind this worker: does it answer, take the key, and know the models?"""
+    from owm.model import engine_of
+
+    async def look() -> None:
+        async with engine_of(settings).running():  # a worker's own first look at it
+            return
+
     try:
-        status = httpx.get(url, timeout=_CONNECT_SECONDS).status_code
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        detail = f"{settings.url} does not answer ({type(error).__name__})"
-        yield Finding("engine", "error", detail, "start the model server, or set model.url to its base URL")
-        return
-    if status >= 500:
-        yield Finding("engine", "warning", f"{url} answers with status {status}", "look into the model server's log")
+        trio.run(look)
+    except ConfigError as error:
+        yield Finding("engine", "error", str(error), "correct [model] in owm.toml: url, api_key_env, chat, embedding")
+    except TemporaryError as error:
+        remedy = "start the model server, or set model.url to its base URL"
+        yield Finding("engine", "error", str(error), remedy)
     else:
-        yield Finding("engine", "ok", f"{settings.url} answers")
+        yield Finding("engine", "ok", f"{settings.url} answers and serves {settings.chat}")

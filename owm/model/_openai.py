@@ -98,9 +98,11 @@ class OpenAIEngine(Engine):
             ConfigError: it refuses the key, or does not know the model; the message lists those that it knows.
             EngineError: it does not answer.
         """
-        async with httpx.AsyncClient(
-            base_url=self._base, headers=self._headers, timeout=_TIMEOUT, trust_env=False
-        ) as client:
+        try:
+            client = httpx.AsyncClient(base_url=self._base, headers=self._headers, timeout=_TIMEOUT, trust_env=False)
+        except httpx.InvalidURL as error:
+            raise ConfigError(f"model.url: {self._base!r} is no URL: {error}") from error
+        async with client:
             self._client = client
             try:
                 await self._probe()
@@ -123,7 +125,7 @@ class OpenAIEngine(Engine):
                         raise ConfigError(f"{base} refuses the key ({response.status_code}): check model.api_key_env")
                     response.raise_for_status()
                     known = parse_models(await _read(response, _MOST_MODELS))
-        except (httpx.HTTPError, httpx.InvalidURL, EngineError, trio.TooSlowError) as error:
+        except (httpx.HTTPError, EngineError, trio.TooSlowError) as error:
             reason = str(error) or type(error).__name__
             raise EngineError(f"model.url: no OpenAI-compatible server answers at {base}: {reason}") from error
         for model in self.models:
@@ -148,18 +150,20 @@ class OpenAIEngine(Engine):
                     await trio.sleep(backoff)
                     backoff = min(backoff * 2, _LONGEST_BACKOFF)
                 else:
+                    if not self._ready:
+                        _log.info("the server behind this worker answers")
                     self._set_ready(True)
                     break
 
     def _set_ready(self, ready: bool) -> None:
         if ready != self._ready:
             self._ready = ready
-            _log.info("the server behind this worker answers" if ready else "the server behind this worker failed")
             self._changed.set()
             self._changed = trio.Event()
 
     def _fail(self) -> None:
         """No more work until the server has shown that it lives."""
+        _log.info("the server behind this worker failed")
         self._set_ready(False)
         self._failed.set()
 

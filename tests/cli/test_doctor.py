@@ -133,10 +133,13 @@ def test_models_and_memory_decide_whether_the_engine_can_start(
     assert found["model tiny"]["level"] == "error" and "engine" not in found
 
 
-def test_a_model_server_is_asked(owm: Cli, tmp_path: Path) -> None:
-    settings = "[node]\nroles = ['worker']\n[model]\nengine = 'openai'\nurl = '{}'\n"
-    with answering({"/v1/models": {"data": []}}) as url:
+def test_a_model_server_is_asked_for_its_models(owm: Cli, tmp_path: Path) -> None:
+    settings = "[node]\nroles = ['worker']\n[model]\nengine = 'openai'\nchat = 'mine'\nembedding = ''\nurl = '{}'\n"
+    with answering({"/v1/models": {"data": [{"id": "mine"}]}}) as url:
         assert diagnosed(owm, tmp_path, settings=settings.format(f"{url}/v1"))["engine"]["level"] == "ok"
     gone = diagnosed(owm, tmp_path, settings=settings.format(f"{url}/v1"))["engine"]
     assert gone["level"] == "error" and "model.url" in gone["remedy"]
+    with answering({"/v1/models": {"data": [{"id": "theirs"}]}}) as url:
+        other = diagnosed(owm, tmp_path, settings=settings.format(f"{url}/v1"))["engine"]
+    assert other["level"] == "error" and "theirs" in other["detail"] and "chat" in other["remedy"]
     assert diagnosed(owm, tmp_path, settings=settings.format(""))["engine"]["level"] == "error"

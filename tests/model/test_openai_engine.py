@@ -135,6 +135,16 @@ def test_settings_that_cannot_work_are_refused_by_name(monkeypatch: pytest.Monke
         engine_of(ModelSettings(engine="openai", url="http://127.0.0.1:1/v1", api_key_env="NOT_SET"))
 
 
+@pytest.mark.parametrize(
+    "url", ["127.0.0.1:8000/v1", "http://127.0.0.1:port/v1", "http://[::1/v1", "http:///v1", "x y"]
+)
+async def test_what_is_no_url_is_said_to_be_none(url: str) -> None:
+    engine = engine_of(ModelSettings(engine="openai", url=url, embedding=""))
+    with pytest.raises((ConfigError, EngineError), match=r"model\.url"):
+        async with engine.running():
+            pass
+
+
 async def test_no_server_at_the_url_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = engine_of(settings("http://127.0.0.1:9", monkeypatch))
     with pytest.raises(EngineError, match=r"model\.url: no OpenAI-compatible server answers"):
