@@ -8,9 +8,11 @@ so one that is out of date is never used. ``owm simulate --compiled``, ``owm pee
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from owm.compiled import compiled_folder
@@ -30,9 +32,21 @@ def compile_cores() -> Path:
     target = compiled_folder()
     if target.exists():
         return target
-    building = target.with_name(target.name + ".building")
-    shutil.rmtree(target.parent, ignore_errors=True)
-    building.mkdir(parents=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix="building-", dir=target.parent))  # two may compile at once
+    try:
+        _compile(building)
+        with contextlib.suppress(OSError):  # somebody else was faster
+            building.rename(target)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    for old in target.parent.iterdir():
+        if old != target and not old.name.startswith("building-"):
+            shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def _compile(building: Path) -> None:
     for package in PACKAGES:
         shutil.copytree(ROOT / package, building / package, ignore=shutil.ignore_patterns("__pycache__"))
     (building / "mypy.ini").write_text("[mypy]\nignore_missing_imports = True\n", encoding="utf-8")
@@ -45,8 +59,6 @@ def compile_cores() -> Path:
     if done.returncode:
         sys.exit(f"mypyc failed; it needs a C compiler (apt-get install gcc):\n{(done.stdout + done.stderr)[-2000:]}")
     shutil.rmtree(building / "build", ignore_errors=True)
-    building.rename(target)
-    return target
 
 
 if __name__ == "__main__":
