@@ -134,6 +134,7 @@ class Yamux:
         self._blocked: set[int] = set()
         self.queued = 0  #: bytes of data waiting to be sent
         self.carried = 0  #: bytes of data sent and received
+        self.spacious = True  #: set by the caller: windows may grow
         self.writable: list[int] = []  #: streams that may send again; the caller empties it
         self.round_trip: float | None = None  #: seconds, set by the caller from its pings; lets windows grow
 
@@ -214,7 +215,7 @@ class Yamux:
         stream = self._streams.get(stream_id)
         if stream is None or stream.finished:
             return False
-        grant = stream.consume(size, now, self.round_trip, MAX_WINDOW, _QUICK_TRIP)
+        grant = stream.consume(size, now, self.round_trip, MAX_WINDOW if self.spacious else 0, _QUICK_TRIP)
         if grant:
             self._control.append(_HEADER.pack(0, _WINDOW_UPDATE, stream.take_flags(), stream_id, grant))
         return grant > 0

@@ -76,7 +76,7 @@ class StreamState:
             return 0
         grant, self._owed = self._owed, 0
         if round_trip is not None and round_trip > quick and now - self._grown_at < 2 * round_trip:
-            grown = min(self._window, largest - self._window)
+            grown = max(0, min(self._window, largest - self._window))
             self._window += grown
             grant += grown
         self._grown_at = now

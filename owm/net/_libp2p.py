@@ -203,6 +203,16 @@ class Libp2pNetwork(Network):
         self._roster.add(connection)
         self.trim()
 
+    def crowded(self, connection: MuxedConnection) -> None:
+        """Much of what came is unread: bound it. No blame: the peer kept inside the windows that it was granted."""
+        worst = connection
+        if connection.buffered <= self.limits.max_unread_per_peer:
+            if sum(end.buffered for end in self.live()) <= self.limits.max_unread:
+                return
+            worst = max(self.live(), key=lambda end: end.buffered)
+        if worst.streams:
+            max(worst.streams.values(), key=lambda stream: stream.unread).reset()
+
     def going(self, connection: MuxedConnection, reason: str) -> None:
         """A connection takes no more streams; called by itself."""
         self._roster.tell(connection.remote, reason)

@@ -26,6 +26,8 @@ class NetworkLimits:
     reserved_protected: int = 16  #: slots that only protected peers may take
     exempt_local: bool = False  #: loopback and private addresses are under no subnet caps: for devnets
     max_streams_per_peer: int = 256  #: open at once, both directions
+    max_unread_per_peer: int = 16 << 20  #: received bytes that wait for a reader, on one connection
+    max_unread: int = 64 << 20  #: on all connections; each may have 256 KiB beyond it
     stream_rate: float = 200.0  #: streams per second that a peer may open for one protocol, on average
     stream_burst: float = 500.0  #: at once; a subnet group may do four times as much
     max_bytes_per_day: int | None = None  #: in any 24 hours, sent and received together; None for no limit

@@ -36,7 +36,7 @@ __all__ = ["ConnectionOwner", "MuxedConnection"]
 
 _log = structlog.get_logger(__name__)
 
-_MAX_BUFFERED: Final = 16 * 1024 * 1024  # received bytes that no handler has read, over all streams of a connection
+_ROOMY: Final = 256 * 1024  # unread bytes of a connection up to which nobody looks closer
 _PINGS: Final = Rate(per_second=1 / SHORTEST_INTERVAL, burst=50)
 _OPENS: Final = Rate(per_second=200.0, burst=1000)
 _REFUSALS: Final = Rate(per_second=10.0, burst=100)
@@ -55,6 +55,9 @@ class ConnectionOwner(Protocol):
 
     def misbehaved(self, connection: MuxedConnection, penalty: Penalty, reason: str) -> None:
         """The peer broke the protocol; the connection ends by itself where it must."""
+
+    def crowded(self, connection: MuxedConnection) -> None:
+        """Much that the peer has sent is unread."""
 
     def going(self, connection: MuxedConnection, reason: str) -> None:
         """The connection takes no more streams; those that are open go on for now."""
@@ -339,9 +342,9 @@ class MuxedConnection:
             return
         self.buffered += len(data)
         stream.on_data(data)
-        if self.buffered > _MAX_BUFFERED:
-            stream.reset()
-            self._owner.misbehaved(self, Penalty.HIGH_TOLERANCE, "more unread data than is allowed")
+        self.mux.spacious = self.buffered <= _ROOMY
+        if not self.mux.spacious:
+            self._owner.crowded(self)
 
     def _on_event(self, event: Event, now: float) -> None:
         match event:

@@ -45,6 +45,11 @@ class MuxedStream(Stream):
         self._sink: Callable[[bytes], None] | None = None
         self._sink_failed: Exception | None = None
 
+    @property
+    def unread(self) -> int:
+        """Bytes that have come and wait for a reader."""
+        return self._size
+
     async def send(self, data: bytes) -> None:
         await self._pause()
         if self.faults is not None:

@@ -515,3 +515,35 @@ async def test_silent_sockets_of_several_subnets_keep_no_protected_peer_out() ->
         assert network.statistics().refused >= len(sockets) - 16
         for silent in sockets:
             silent.close()
+
+
+@pytest.mark.attack("T2")
+async def test_what_waits_unread_is_bounded_for_one_peer_and_for_all_and_blamed_on_nobody() -> None:
+    limits = NetworkLimits(exempt_local=True, max_unread_per_peer=2 * MIB, max_unread=4 * MIB)
+    async with victim(limits) as network:
+
+        async def never_reads(stream: Stream) -> None:
+            await trio.sleep_forever()
+
+        network.handle("/sloth/1", never_reads, max_streams=100)
+        hello = MULTISTREAM + encode("/sloth/1")
+        kept: list[int] = []
+
+        async def fill(number: int) -> None:
+            async with Stranger.connected(identity(number), network) as peer:
+                for stream in range(1, 41, 2):  # 5 MB, and never more than the window that is granted
+                    await peer.send(frame(DATA, SYN, stream, len(hello), hello))
+                    for _ in range(8):
+                        await peer.send(frame(DATA, 0, stream, 31_000, bytes(31_000)))
+                await trio.sleep(0.3)
+                kept.append(sum(end.buffered for end in network.live()))
+                assert network.is_connected(identity(number).peer_id)
+                await trio.sleep(1)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(700, 705):
+                nursery.start_soon(fill, number)
+            await honest_peers_are_served(network)
+        assert max(kept) <= 4 * MIB + 6 * 256 * 1024
+        assert max(kept) > 3 * MIB
+        assert network.statistics().penalties == {}
