@@ -283,7 +283,7 @@ async def coming_and_going(peers: int, times: int) -> tuple[float, int]:
                 await client.connect(server.peer_id, server.addresses)
                 await client.disconnect(server.peer_id)
         with trio.move_on_after(5):
-            while server.connections():  # noqa: ASYNC110
+            while server.statistics().connections:  # noqa: ASYNC110
                 await trio.sleep(0.01)
         gc.collect()
         return (process.memory_info().rss - before) / (peers * times), server.statistics().connections

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from owm.net._budget import ByteBudget
     from owm.net._limits import NetworkLimits
     from owm.net._penalties import Penalties
+    from owm.net._quota import Rate
 
 __all__ = [
     "Connection",
@@ -227,12 +228,21 @@ class Network(ABC):
         """
 
     @abstractmethod
-    def handle(self, protocol: str, handler: Handler, *, max_streams: int = 8, control: bool = False) -> None:
+    def handle(
+        self,
+        protocol: str,
+        handler: Handler,
+        *,
+        max_streams: int = 8,
+        control: bool = False,
+        rate: Rate | None = None,
+    ) -> None:
         """Serve ``protocol``: each inbound stream runs ``handler`` in its own task, closed when it returns.
 
         What a handler raises resets its stream and is logged; it never reaches the network.
         ``max_streams`` bounds how many one peer may hold open at once. ``control`` protocols keep a peer in the
-        network: they go on, slowly, when the day's bytes are used up, and no others do.
+        network: they go on, slowly, when the day's bytes are used up, and no others do. ``rate`` is how often one
+        peer may open a stream, where that is not the usual one of the limits; we keep to it ourselves.
         """
 
     @abstractmethod

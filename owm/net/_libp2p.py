@@ -293,7 +293,17 @@ class Libp2pNetwork(Network):
         stream.faults = self._faults
         return stream
 
-    def handle(self, protocol: str, handler: Handler, *, max_streams: int = 8, control: bool = False) -> None:
+    def handle(
+        self,
+        protocol: str,
+        handler: Handler,
+        *,
+        max_streams: int = 8,
+        control: bool = False,
+        rate: Rate | None = None,
+    ) -> None:
+        if rate is not None:
+            self._quotas.set_rate(protocol, rate)
         self._server.handle(protocol, handler, max_streams, control=control)
         self._library.announce(protocol)
 

@@ -259,7 +259,17 @@ class MemoryNetwork(Network):
         stream.raise_refusal()
         return stream
 
-    def handle(self, protocol: str, handler: Handler, *, max_streams: int = 8, control: bool = False) -> None:
+    def handle(
+        self,
+        protocol: str,
+        handler: Handler,
+        *,
+        max_streams: int = 8,
+        control: bool = False,
+        rate: Rate | None = None,
+    ) -> None:
+        if rate is not None:
+            self._quotas.set_rate(protocol, rate)
         self._server.handle(protocol, handler, max_streams, control=control)
 
     def events(self) -> trio.MemoryReceiveChannel[NetworkEvent]:

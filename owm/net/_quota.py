@@ -143,34 +143,51 @@ class QuotaTable:
             self._quotas.popitem(last=False)
 
 
+class _Tables:
+    """The buckets of one rate."""
+
+    def __init__(self, rate: Rate, capacity: int) -> None:
+        self.inbound = QuotaTable(rate, capacity)
+        self.outbound = QuotaTable(rate, capacity)
+        self.groups = QuotaTable(Rate(rate.per_second * _SUBNET_SHARE, rate.burst * _SUBNET_SHARE), capacity)
+
+
 class PeerQuotas:
     """What peers may ask of us and we of them, by peer and protocol, and by subnet group whatever the ids.
 
     Args:
-        rate: of one peer and protocol, in each direction.
-        capacity: buckets remembered in each of the three tables.
+        rate: of one peer and protocol, in each direction, where the protocol has none of its own.
+        capacity: buckets remembered in each table.
     """
 
     def __init__(self, rate: Rate, capacity: int = 10_000) -> None:
-        self._inbound = QuotaTable(rate, capacity)
-        self._outbound = QuotaTable(rate, capacity)
-        self._groups = QuotaTable(Rate(rate.per_second * _SUBNET_SHARE, rate.burst * _SUBNET_SHARE), capacity)
+        self._capacity = capacity
+        self._usual = _Tables(rate, capacity)
+        self._own: dict[str, _Tables] = {}
+
+    def set_rate(self, protocol: str, rate: Rate) -> None:
+        """Give a protocol a rate of its own."""
+        self._own[protocol] = _Tables(rate, self._capacity)
 
     @property
     def refused(self) -> int:
         """What came in beyond the quotas since start."""
-        return self._inbound.refused + self._groups.refused
+        return sum(tables.inbound.refused + tables.groups.refused for tables in (self._usual, *self._own.values()))
 
     def allow(self, peer: PeerId, protocol: str, group: str | None, amount: float, now: float) -> bool:
         """Whether the peer may have ``amount`` now; ``group`` None exempts it from its subnet's share."""
-        if not self._inbound.take((peer, protocol), amount, now):
+        tables = self._of(protocol)
+        if not tables.inbound.take((peer, protocol), amount, now):
             return False
-        return group is None or self._groups.take((group, protocol), amount, now)
+        return group is None or tables.groups.take((group, protocol), amount, now)
 
     def reserve(self, peer: PeerId, protocol: str, amount: float, now: float) -> float:
         """Use up our own quota with the peer; see :meth:`QuotaTable.reserve`."""
-        return self._outbound.reserve((peer, protocol), amount, now)
+        return self._of(protocol).outbound.reserve((peer, protocol), amount, now)
 
     def refund(self, peer: PeerId, protocol: str, amount: float) -> None:
         """Give back what was reserved by somebody who gave up."""
-        self._outbound.refund((peer, protocol), amount)
+        self._of(protocol).outbound.refund((peer, protocol), amount)
+
+    def _of(self, protocol: str) -> _Tables:
+        return self._own.get(protocol, self._usual)

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from owm.identity import Identity, PeerId
-from owm.net import Network, NetworkLimits, PeerConnected, PeerDisconnected, Penalty, Stream
+from owm.net import Network, NetworkLimits, PeerConnected, PeerDisconnected, Penalty, Rate, Stream
 from owm.net.errors import DialFailed, NetworkError, NotConnected, NotDialled, ProtocolNotSupported, StreamReset
 
 ECHO = "/owm/test/echo/1"
@@ -418,6 +418,23 @@ class NetworkConformance:
             await trio.sleep(0.1)
             assert a.statistics().streams == 1
             late.reset()
+
+    async def test_a_protocol_with_a_rate_of_its_own_is_opened_no_more_often(self) -> None:
+        async with self.networks() as (a, b):
+            b.handle(HOLD, echo, max_streams=100, rate=Rate(0.01, 3))
+            b.handle(ECHO, echo)
+            await connect(a, b)
+            opened = 0
+            with trio.fail_after(PATIENCE), pytest.raises(NetworkError):
+                for _ in range(10):
+                    stream = await a.open_stream(b.peer_id, HOLD)
+                    await stream.send(b"?")
+                    opened += await stream.receive() == b"?"
+                    stream.reset()
+                raise AssertionError("ten streams were served")
+            assert opened == 3
+            assert await ask(a, b, b"others pass") == b"others pass"
+            assert b.statistics().streams_refused == 1
 
     async def test_a_peer_holds_no_more_streams_than_the_protocol_allows(self) -> None:
         async with self.networks() as (a, b):

@@ -108,6 +108,15 @@ def test_who_gives_up_gets_its_share_back_and_nobody_queues_for_ever() -> None:
     assert quotas.reserve(peer, "/p", 1, 75.0) < 20, "and the queue drains as it was told"
 
 
+def test_a_protocol_may_have_a_rate_of_its_own() -> None:
+    quotas, peer = PeerQuotas(Rate(10.0, 10.0)), identity(1).peer_id
+    quotas.set_rate("/rare", Rate(0.1, 2.0))
+    assert [quotas.allow(peer, "/rare", "ip4:203.0", 1, 0.0) for _ in range(4)] == [True, True, False, False]
+    assert all(quotas.allow(peer, "/often", "ip4:203.0", 1, 0.0) for _ in range(10))
+    assert quotas.reserve(peer, "/rare", 2, 0.0) == 0 and quotas.reserve(peer, "/rare", 1, 0.0) == 10
+    assert quotas.refused == 2
+
+
 def test_what_we_send_is_paced_to_the_rate() -> None:
     quotas, peer = PeerQuotas(Rate(2.0, 4.0)), identity(1).peer_id
     assert [quotas.reserve(peer, "/p", 1, 0.0) for _ in range(7)] == [0, 0, 0, 0, 0.5, 1.0, 1.5]
