@@ -57,9 +57,13 @@ class Keeper(Peer):
 
 
 @asynccontextmanager
-async def keepers(count: int, every: float = 60.0) -> AsyncIterator[tuple[MemoryHub, list[Keeper]]]:
+async def keepers(
+    count: int, every: float = 60.0, first: float | None = None
+) -> AsyncIterator[tuple[MemoryHub, list[Keeper]]]:
+    """Connected peers that compare their sets ``every`` so many seconds, or the first of them at another pace."""
     hub = MemoryHub(Random(1), Link(latency=0.01))
-    peers = [Keeper(hub, 1 + number, every) for number in range(count)]
+    paces = [first or every] + [every] * (count - 1)
+    peers = [Keeper(hub, 1 + number, pace) for number, pace in enumerate(paces)]
     async with AsyncExitStack() as stack:
         for peer in peers:
             await stack.enter_async_context(peer.network.running())
@@ -113,12 +117,10 @@ async def test_halves_of_a_network_that_were_apart_come_to_hold_the_same_set(aut
 
 async def test_one_comparison_goes_both_ways(autojump_clock: MockClock) -> None:
     """Only one of the two ever asks: it gets what it lacks, and gives what the other lacks."""
-    async with keepers(2, every=1e6) as (_, (one, two)):
+    async with keepers(2, every=1e6, first=60.0) as (_, (one, two)):
         await trio.sleep(20)
         one.keep(signed(50, 100))
         two.keep(signed(51, 100))
-        one.gossip._catch_up._every = 60.0
-        one.gossip._nursery.start_soon(one.gossip._catch_up.keep_comparing)  # type: ignore[union-attr]
         await trio.sleep(100)
         assert len(one.set) == len(two.set) == 200
         assert one.network.statistics().penalties == two.network.statistics().penalties == {}
@@ -139,11 +141,9 @@ async def test_another_peers_signature_under_the_same_payload_does_not_pass_for_
 
 
 async def test_what_is_given_at_once_is_bounded_and_the_rest_comes_later(autojump_clock: MockClock) -> None:
-    async with keepers(2, every=1e6) as (_, (one, two)):
+    async with keepers(2, every=1e6, first=60.0) as (_, (one, two)):
         await trio.sleep(20)
         one.keep(signed(50, 700))
-        one.gossip._catch_up._every = 60.0
-        one.gossip._nursery.start_soon(one.gossip._catch_up.keep_comparing)  # type: ignore[union-attr]
         sizes = [0]
         for _ in range(8):
             await trio.sleep(40)  # there is one comparison at most meanwhile
@@ -290,7 +290,7 @@ async def test_two_that_answer_share_the_work(autojump_clock: MockClock) -> None
 async def test_a_validator_sees_what_was_fetched_and_given(autojump_clock: MockClock) -> None:
     async with keepers(2, every=60.0) as (_, (one, two)):
         await trio.sleep(20)
-        two.gossip._join(TOPIC, lambda record, _: Validation.IGNORE if record.record.size % 2 else Validation.ACCEPT)
+        two.gossip.relay(TOPIC, lambda record, _: Validation.IGNORE if record.record.size % 2 else Validation.ACCEPT)
         one.keep(signed(50, 10))
         await trio.sleep(200)
         assert sorted(record.record.size for record in two.set.values()) == [0, 2, 4, 6, 8]
