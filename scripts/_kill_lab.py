@@ -112,7 +112,9 @@ class Lab:
 
     async def kill(self, worker: Member, victim: str) -> None:
         """SIGKILL a worker's engine, or the worker itself."""
-        pid = (await self.numbers(worker))["owm_engine_pid"]
+        pid = (await self.numbers(worker)).get("owm_engine_pid")
+        if pid is None:
+            raise Failed(f"{worker.name} has no engine")
         self._killed[worker.name] = pid
         self.kill_now(worker, int(pid) if victim == "engine" else None)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -68,31 +69,27 @@ async def on_a_terminal(world: World, *more: str) -> Asked:
     return Asked(process.returncode, shown.decode().replace("\r\n", "\n"), err.decode())
 
 
-async def lose(world: World, tokens: int = 5) -> int:
-    """Kill the worker that answers once it has said so many words; returns its number."""
-    with trio.fail_after(20):
+async def answering(world: World, tokens: int = 5) -> int:
+    """Wait for the worker that has said so many words of an answer; returns its number."""
+    with trio.fail_after(30):
         while True:
             for number, engine in enumerate(world.engines):
                 if engine.statistics().busy and engine.generated >= tokens:
-                    world.kill(number)
                     return number
             await trio.sleep(0.005)
 
 
-async def ask_and_lose(
-    world: World, ask: Callable[..., object], *more: str, tokens: int = 5, deaths: int = 1
-) -> tuple[Asked, int]:
+async def ask_and_lose(world: World, ask: Callable[..., object], *more: str, tokens: int = 5) -> tuple[Asked, int]:
     found: list[Asked] = []
 
     async def asking() -> None:
         found.append(await ask(world, *more))  # type: ignore[misc]
 
-    lost = 0
-    with trio.fail_after(40):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(asking)
-            for _ in range(deaths):
-                lost = await lose(world, tokens)
+            lost = await answering(world, tokens)
+            world.kill(lost)
     return found[0], lost
 
 
@@ -164,3 +161,17 @@ async def test_a_key_that_the_gateway_does_not_know_is_exit_code_2(tmp_path: Pat
         fine = await piped(world)
     assert (asked.code, asked.out) == (2, "") and "401" in asked.err
     assert fine.code == 0 and who_said(fine.out) == {"A"}
+
+
+async def test_ctrl_c_ends_the_work_too_and_is_exit_code_130(tmp_path: Path) -> None:
+    async with workers(tmp_path, "A", pace=0.2) as world:
+        process = await trio.lowlevel.open_process(command(world), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        await answering(world)
+        process.send_signal(signal.SIGINT)
+        with trio.fail_after(10):
+            assert await process.wait() == 130
+            assert process.stdout is not None and process.stderr is not None
+            assert await process.stdout.receive_some() == b""
+            assert b"Traceback" not in await process.stderr.receive_some()
+        await world.idle()
+        assert world.engine.cancelled == 1
