@@ -21,7 +21,7 @@ from simulations._sweep import run_seed
 from simulations._world import World
 
 SMALL = {"sybil": 300, "eclipse": 280, "gossip-flood": 100, "peers": 32}
-SHORT = {"peers": ("--duration", "260")}
+SHORT = {"peers": ("--duration", "500")}  # in the first minutes everybody still relays, and is not idle
 
 
 def simulate(*arguments: str, seed: str = "1", hash_seed: str = "0") -> subprocess.CompletedProcess[str]:
