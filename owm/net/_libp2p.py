@@ -16,6 +16,7 @@ from owm.net._admission import Admission
 from owm.net._dialer import Dialer
 from owm.net._entrance import Entrance
 from owm.net._faults import Faults
+from owm.net._figures import figures
 from owm.net._interface import (
     Connection,
     Handler,
@@ -375,22 +376,16 @@ class Libp2pNetwork(Network):
 
     def statistics(self) -> NetworkStatistics:
         live = list(self.live())
-        now = self._clock.monotonic()
-        standings = self.penalties.standings(now).values()
-        return NetworkStatistics(
-            connections=len(self._admission),
-            inbound=self._admission.inbound,
-            dials=self._entrance.dials,
-            dials_failed=self._entrance.dials_failed,
+        return figures(
+            self._admission,
+            self.penalties,
+            self._quotas,
+            self._clock.monotonic(),
+            dials=(self._entrance.dials, self._entrance.dials_failed),
             handshakes_failed=self._entrance.handshakes_failed,
-            refused=self._admission.refused,
-            streams_refused=self._quotas.refused,
-            penalised=len(standings),
-            banned=sum(standing.banned for standing in standings),
             streams=sum(len(connection.streams) for connection in live),
-            bytes_in=self._bytes_in + sum(connection.bytes_in for connection in live),
-            bytes_out=self._bytes_out + sum(connection.bytes_out for connection in live),
-            bytes_left=self._admission.bytes_left(now),
-            penalties=self.penalties.reasons,
-            penalties_given=self.penalties.given,
+            passed=(
+                self._bytes_in + sum(connection.bytes_in for connection in live),
+                self._bytes_out + sum(connection.bytes_out for connection in live),
+            ),
         )

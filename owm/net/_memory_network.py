@@ -16,6 +16,7 @@ from owm.net._admission import Admission
 from owm.net._core_peer_record import sign_peer_record
 from owm.net._dialer import Dialer
 from owm.net._events import EventHub
+from owm.net._figures import figures
 from owm.net._interface import (
     Connection,
     Handler,
@@ -27,9 +28,10 @@ from owm.net._interface import (
     Penalty,
 )
 from owm.net._limits import NetworkLimits
+from owm.net._memory_bounds import MemoryBounds
 from owm.net._memory_link import Nat, Timeline
 from owm.net._memory_serving import MemoryServer
-from owm.net._memory_stream import HEADER, MemoryConnection, MemoryStream
+from owm.net._memory_stream import MemoryConnection, MemoryStream
 from owm.net._penalties import Penalties
 from owm.net._quota import PeerQuotas, Rate
 from owm.net._racing import race
@@ -52,8 +54,6 @@ __all__ = ["MemoryNetwork"]
 _HANDSHAKE_TRIPS: Final = 6  # one-way: TCP, protocol and muxer negotiation, Noise
 _KEEP_ALIVE: Final = 30.0  # seconds without an answer until a connection is given up
 _NAT_MAPPING: Final = 60.0  # seconds for which a cone NAT lets in whom its peer has talked to
-_MOST_DEBT: Final = 60.0  # seconds that are waited for a peer that goes on sending when the day's bytes are used up
-_TRIM_EVERY: Final = 5.0  # seconds; only where the day's bytes are bounded, for other trims come with connections
 
 
 class MemoryNetwork(Network):
@@ -79,9 +79,11 @@ class MemoryNetwork(Network):
         self._dial_slots = trio.CapacityLimiter(limits.max_dials)
         self._events = EventHub()
         self._timeline = Timeline()
+        self._bounds = MemoryBounds(
+            self._admission, self._server, self._timeline, lambda: itertools.chain(*self._connections.values())
+        )
         self._nursery: trio.Nursery | None = None
         self._dials = self._dials_failed = self._handshakes_failed = 0
-        self._bytes_in = self._bytes_out = 0
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Self]:
@@ -97,7 +99,7 @@ class MemoryNetwork(Network):
                 self._timeline.running = True
                 nursery.start_soon(self._timeline.run)
                 if self.limits.max_bytes_per_day:
-                    nursery.start_soon(self._keep_budget)
+                    nursery.start_soon(self._bounds.keep)
                 try:
                     yield self
                 finally:
@@ -194,7 +196,7 @@ class MemoryNetwork(Network):
             return  # another address of the race was as fast
         now = trio.current_time()
         for network in (self, target):
-            network._trim()  # connections that were too young to go when others came may be old enough now
+            network._bounds.trim()  # connections that were too young to go when others came may be old enough now
         if refusal := self._admission.admit(target.peer_id, address, inbound=False, now=now):
             raise NotDialled(refusal)
         if refusal := target._admission.admit(self.peer_id, self._addresses[0], inbound=True, now=now):
@@ -325,24 +327,15 @@ class MemoryNetwork(Network):
             self._drop(peer, f"penalised: {reason}")
 
     def statistics(self) -> NetworkStatistics:
-        now = trio.current_time()
-        standings = self.penalties.standings(now).values()
-        return NetworkStatistics(
-            connections=len(self._admission),
-            inbound=self._admission.inbound,
-            dials=self._dials,
-            dials_failed=self._dials_failed,
+        return figures(
+            self._admission,
+            self.penalties,
+            self._quotas,
+            trio.current_time(),
+            dials=(self._dials, self._dials_failed),
             handshakes_failed=self._handshakes_failed,
-            refused=self._admission.refused,
-            streams_refused=self._quotas.refused,
-            penalised=len(standings),
-            banned=sum(standing.banned for standing in standings),
             streams=sum(len(end.streams) for ends in self._connections.values() for end in ends),
-            bytes_in=self._bytes_in,
-            bytes_out=self._bytes_out,
-            bytes_left=self._admission.bytes_left(now),
-            penalties=self.penalties.reasons,
-            penalties_given=self.penalties.given,
+            passed=self._bounds.passed,
         )
 
     def _drop(self, peer: PeerId, reason: str) -> None:
@@ -351,7 +344,7 @@ class MemoryNetwork(Network):
 
     def _end(self, remote: PeerId, address: str, inbound: bool) -> MemoryConnection:
         end = MemoryConnection(
-            self.peer_id, remote, address, inbound, self._accept, self._ended, self._count, self.limits.linger
+            self.peer_id, remote, address, inbound, self._accept, self._ended, self._bounds.count, self.limits.linger
         )
         end.observer = self._hub.observer
         return end
@@ -366,24 +359,7 @@ class MemoryNetwork(Network):
             self._dialer.succeeded(peer, now)
         if len(ends) == 1:
             self._events.publish(PeerConnected(peer, connection.inbound))
-        self._trim()
-
-    async def _keep_budget(self) -> None:
-        while True:
-            await trio.sleep(_TRIM_EVERY)
-            self._trim()
-
-    def _economise(self) -> None:
-        """The day's bytes are used up: end what is not needed to stay in the network."""
-        for connection in list(itertools.chain(*self._connections.values())):
-            for stream in list(connection.streams.values()):
-                if stream.bulk or not self._server.is_control(stream.protocol):
-                    stream.reset()
-
-    def _trim(self) -> None:
-        for extra in self._admission.to_trim(trio.current_time()):
-            assert isinstance(extra, MemoryConnection)
-            extra.drop("trimmed: too many connections")
+        self._bounds.trim()
 
     def _ended(self, connection: MemoryConnection, reason: str) -> None:
         peer = connection.remote
@@ -396,25 +372,6 @@ class MemoryNetwork(Network):
             self._dialer.ended(peer, opened=connection.opened, now=trio.current_time(), wanted=wanted)
         if not ends and self._connections.pop(peer, None) is not None:
             self._events.publish(PeerDisconnected(peer, reason))
-
-    def _count(self, connection: MemoryConnection, amount: int) -> float:
-        """Bytes received (positive) or sent; returns the seconds to wait before more are sent."""
-        self._bytes_in += max(amount, 0)
-        self._bytes_out += max(-amount, 0)
-        now = trio.current_time()
-        if abs(amount) > HEADER:
-            self._admission.used(connection, now)
-        if (budget := self._admission.budget) is None:
-            return 0.0
-        before = budget.is_spent(now)
-        budget.charge(abs(amount), now)
-        wait = budget.wait(now)
-        if not before and budget.is_spent(now):
-            self._timeline.at(now, self._economise)
-        if amount > HEADER and wait > _MOST_DEBT:  # what comes cannot be left unread here
-            # Not at once: a frame is under way.
-            self._timeline.at(now, partial(connection.drop, "the day's bytes are used up"))
-        return wait
 
     def _accept(self, connection: MemoryConnection, stream: MemoryStream) -> Exception | None:
         if not self._server.speaks(stream.protocol):

@@ -91,6 +91,11 @@ class Penalties:
         """Penalties given since start, by reason and level."""
         return dict(self._given)
 
+    def count(self, now: float) -> tuple[int, int]:
+        """How many peers something is held against, and how many of them are banned."""
+        scores = [self.score(peer, now) for peer in self._scores]
+        return sum(score < 0 for score in scores), sum(score < BAN_BELOW for score in scores)
+
     def standings(self, now: float) -> dict[PeerId, Standing]:
         """Everybody against whom something is held now."""
         found = {peer: self.standing(peer, now) for peer in self._scores}
