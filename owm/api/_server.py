@@ -77,8 +77,9 @@ async def serve(app: GatewayApp, settings: ApiSettings, *, grace: float | None =
                 )
                 try:
                     yield _url(settings.host, port)
-                    if not await app.gateway.work.drain(settings.query_timeout if grace is None else grace):
-                        _log.warning("answers were cut off", seconds=grace)
+                    patience = settings.query_timeout if grace is None else grace
+                    if not await app.gateway.work.drain(patience):
+                        _log.warning("answers were cut off", seconds=patience)
                 except BaseException:
                     server.abort()
                     raise
