@@ -147,12 +147,10 @@ async def _parts(effective: Effective) -> tuple[Parts, LocalDiscovery | None]:
     identity = Identity.load_or_create(effective.identity_path)
     from owm.net.libp2p import Libp2pNetwork  # costs most of a second: only a running peer pays it
 
-    host = settings.network.listen_host
-    family = "ip6" if ":" in host else "ip4"
     clock = SystemClock()
     network = Libp2pNetwork(
         identity,
-        listen=[f"/{family}/{host}/tcp/{settings.network.listen_port}"],
+        listen=settings.network.listen_addresses,
         announce=settings.network.announce or None,
         limits=limits_of(settings, constitution),
         clock=clock,

@@ -8,7 +8,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from owm.config import Settings, config_path, describe_settings, load_constitution, load_settings, render_settings
+from owm.config import (
+    NetworkSettings,
+    Settings,
+    config_path,
+    describe_settings,
+    load_constitution,
+    load_settings,
+    render_settings,
+)
 from owm.errors import ConfigError
 
 SRS_EXAMPLE = """
@@ -149,3 +157,17 @@ def test_parameters_do_not_change_the_id_but_the_nonce_does(tmp_path: Path) -> N
 def test_an_unknown_network_is_an_error_that_names_it(profile: str) -> None:
     with pytest.raises(ConfigError, match="there is no network"):
         load_constitution(profile)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "addresses"),
+    [
+        ("0.0.0.0", ("/ip4/0.0.0.0/tcp/9000",)),
+        ("0.0.0.0, ::", ("/ip4/0.0.0.0/tcp/9000", "/ip6/::/tcp/9000")),
+        ("[::1]", ("/ip6/::1/tcp/9000",)),
+        ("localhost", ("/dns/localhost/tcp/9000",)),
+        ("", ()),
+    ],
+)
+def test_where_to_listen_may_be_several_addresses_of_either_kind(hosts: str, addresses: tuple[str, ...]) -> None:
+    assert NetworkSettings(listen_host=hosts).listen_addresses == addresses

@@ -112,7 +112,7 @@ def _ports(effective: Effective) -> Iterator[Finding]:
         yield Finding("ports", "ok", f"in use by the peer that runs here (pid {running.pid})")
         return
     wanted = [
-        ("network.listen_port", settings.network.listen_host, settings.network.listen_port),
+        *(("network.listen_port", host, settings.network.listen_port) for host in settings.network.listen_hosts),
         ("health.port", "127.0.0.1", settings.health.port),
     ]
     if "gateway" in settings.node.roles:

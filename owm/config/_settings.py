@@ -5,6 +5,7 @@ The same structs validate the file, so a misspelt key or a wrong type is an erro
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from typing import Annotated, Literal
 
 import msgspec
@@ -52,7 +53,7 @@ class NetworkSettings(_Section, frozen=True):
     """Which network, where to listen, whom to ask first."""
 
     profile: str = "devnet"  #: a shipped network ("devnet", "mainnet") or the path of a network.toml
-    listen_host: str = "0.0.0.0"  # noqa: S104 - address to listen on; a peer is meant to be reached
+    listen_host: str = "0.0.0.0"  # noqa: S104 - address to listen on, or several with commas: "0.0.0.0, ::" for all
     listen_port: Port = 9000  #: 0 lets the system choose
     announce: tuple[str, ...] = ()  #: multiaddrs to advertise instead of what is listened on
     bootstrap: tuple[str, ...] = ()  #: multiaddrs, with or without /p2p/<peer id>, of peers to join through
@@ -60,6 +61,23 @@ class NetworkSettings(_Section, frozen=True):
     max_concurrent_tasks: Positive = 4  #: tasks that run at once
     mdns: bool = False  #: look for peers on the local network
     measure_bandwidth: bool = True  #: with a few peers at the start, then one a day (8 MiB each)
+
+    @property
+    def listen_hosts(self) -> tuple[str, ...]:
+        """The addresses of ``listen_host``, one by one."""
+        return tuple(host for part in self.listen_host.split(",") if (host := part.strip().strip("[]")))
+
+    @property
+    def listen_addresses(self) -> tuple[str, ...]:
+        """Where to listen, as multiaddrs."""
+        return tuple(f"/{_kind_of(host)}/{host}/tcp/{self.listen_port}" for host in self.listen_hosts)
+
+
+def _kind_of(host: str) -> str:
+    try:
+        return f"ip{ip_address(host).version}"
+    except ValueError:
+        return "dns"  # a name of this machine, such as localhost
 
 
 class LimitsSettings(_Section, frozen=True):

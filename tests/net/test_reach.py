@@ -76,3 +76,17 @@ async def test_streams_beyond_the_quota_are_refused_and_held_against_the_peer() 
         assert served.statistics().penalties["too many streams"] >= 20
         await eventually(lambda: not served.is_connected(identity(2).peer_id))
         assert await ask(honest, served, b"still here") == b"still here"
+
+
+async def test_a_name_of_this_machine_and_several_addresses_can_be_listened_on() -> None:
+    listen = ("/dns/localhost/tcp/0", "/ip4/127.0.0.2/tcp/0")
+    async with (
+        Libp2pNetwork(identity(1), listen=listen, limits=LIMITS).running() as one,
+        Libp2pNetwork(identity(2), limits=LIMITS).running() as two,
+    ):
+        one.handle(ECHO, echo)
+        assert len(one.addresses) >= 2
+        for address in one.addresses:
+            await two.connect(one.peer_id, [address])
+            assert await ask(two, one, b"here, too") == b"here, too"
+            await two.disconnect(one.peer_id)
