@@ -8,59 +8,21 @@ Peers are named by anything hashable; times are monotonic seconds.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from enum import Enum
-from hashlib import sha256
 from random import Random
-from typing import Final, Generic, TypeVar
+from typing import Generic, TypeVar
 
-from owm.gossip._core_cache import SeenCache
 from owm.gossip._core_counters import Counters
 from owm.gossip._core_forward import Forwarding
+from owm.gossip._core_inbox import Inbox, Verdict, libp2p_message_id
 from owm.gossip._core_lazy import LazyGossip
 from owm.gossip._core_mesh import Meshes
-from owm.gossip._core_params import GossipParams, SignaturePolicy
-from owm.gossip._core_state import Deliver, Effect, Peer, Penalise, Priority, State, Topic, Validate
-from owm.gossip._core_wire import Message, Rpc, encode_message
+from owm.gossip._core_params import GossipParams
+from owm.gossip._core_state import Effect, Peer, Penalise, Priority, State, Topic
+from owm.gossip._core_wire import Message, Rpc
 
 __all__ = ["GossipCore", "Verdict", "libp2p_message_id"]
 
 P = TypeVar("P", bound=Hashable)
-
-_SEQNO_BYTES: Final = 8
-_MAX_VARIANTS: Final = 8  # other bytes with the id of a message under validation that are kept for their turn
-
-
-class Verdict(Enum):
-    """What validation found; the names of libp2p."""
-
-    ACCEPT = "accept"
-    IGNORE = "ignore"  #: well-formed, but not to be passed on; nobody is blamed
-    REJECT = "reject"  #: the message itself is bad: who passes it on is blamed
-
-
-def libp2p_message_id(message: Message) -> bytes:
-    """libp2p's default: author and sequence number; raises ValueError without them."""
-    if message.sender is None or message.seqno is None:
-        raise ValueError("a message without author or sequence number")
-    return message.sender + message.seqno
-
-
-class _Pending(Generic[P]):
-    """A message under validation."""
-
-    __slots__ = ("copies", "message", "peer", "variants")
-
-    def __init__(self, peer: Peer[P], message: Message) -> None:
-        self.peer = peer
-        self.message = message
-        self.copies: list[Peer[P]] = []  # who else sent the same bytes meanwhile
-        self.variants: list[tuple[Peer[P], Message]] = []  # other bytes that claim the same id
-
-    def may_vary(self, peer: Peer[P]) -> bool:
-        """Whether other bytes of ``peer`` are kept: one version each, or a single forger would fill all places."""
-        if peer is self.peer or len(self.variants) >= _MAX_VARIANTS:
-            return False
-        return all(other is not peer for other, _ in self.variants)
 
 
 class GossipCore(Generic[P]):
@@ -76,13 +38,11 @@ class GossipCore(Generic[P]):
 
     __slots__ = (
         "_forwarding",
+        "_inbox",
         "_lazy",
         "_meshes",
         "_message_id",
-        "_pending",
-        "_rejected",
         "_state",
-        "_validated_at",
         "counters",
         "params",
         "self_id",
@@ -99,14 +59,12 @@ class GossipCore(Generic[P]):
         self.self_id = self_id
         self.params = params
         self._message_id = message_id
+        self.counters = Counters()
         self._state: State[P] = State(params, random, peer_record)
         self._meshes = Meshes(self._state)
         self._lazy = LazyGossip(self._state)
         self._forwarding = Forwarding(self._state)
-        self._pending: dict[bytes, _Pending[P]] = {}
-        self._rejected = SeenCache(params.seen_ttl, 4096)  # digests of bytes that were found invalid
-        self._validated_at: dict[bytes, float] = {}  # only for topics that score mesh deliveries (P3)
-        self.counters = Counters()
+        self._inbox = Inbox(self._state, self.counters, self._lazy, self._forwarding, self_id, message_id)
 
     # -- what we want
 
@@ -235,7 +193,7 @@ class GossipCore(Generic[P]):
         if rpc.subscriptions:
             self._on_subscriptions(sender, rpc.subscriptions, now)
         for message in rpc.publish:
-            self._on_message(sender, message, now)
+            self._inbox.receive(sender, message, now)
         if rpc.ihave:
             self._lazy.on_ihave(sender, rpc.ihave, now)
         if rpc.iwant:
@@ -258,36 +216,18 @@ class GossipCore(Generic[P]):
     def may_validate(self, peer: P, now: float) -> bool:
         """Whether one more record of a connected peer, come by another way, may be judged now; it counts (G6)."""
         found = self._state.peers.get(peer)
-        return found is not None and self._spend(found, now)
+        return found is not None and self._inbox.spend(found, now)
 
     def gave_invalid(self, peer: P, topic: str, now: float) -> list[Effect[P]]:
         """The peer gave a bad record by another way: that counts as an invalid message does."""
         if found := self._state.peers.get(peer):
-            self._blame_invalid(found, topic, now)
+            self._inbox.blame(found, topic, now)
         return self._state.drain()
 
     def validated(self, message_id: bytes, verdict: Verdict, now: float) -> list[Effect[P]]:
         """The answer to a :class:`Validate`; unknown ids are ignored, so answering twice is harmless (G7)."""
-        state = self._state
-        pending = self._pending.pop(message_id, None)
-        if pending is None:
-            return []
-        message, name = pending.message, pending.message.topic
-        if verdict is Verdict.ACCEPT:
-            self._accepted(pending, now)
-        elif verdict is Verdict.IGNORE:
-            self.counters.ignored += 1
-        else:
-            self.counters.rejected += 1
-            self._rejected.add(_digest(message))
-            for peer in (pending.peer, *pending.copies):
-                self._blame_invalid(peer, name, now)
-            # Whoever forges bytes under an id must not keep the true message out (G10).
-            state.seen.discard(message_id)
-            if pending.variants:
-                peer, variant = pending.variants.pop(0)
-                self._start_validation(peer, variant).variants = pending.variants
-        return state.drain()
+        self._inbox.validated(message_id, verdict, now)
+        return self._state.drain()
 
     def heartbeat(self, now: float) -> list[Effect[P]]:
         """To be called every ``params.heartbeat`` seconds."""
@@ -297,9 +237,7 @@ class GossipCore(Generic[P]):
         self._meshes.maintain(now)
         self._lazy.heartbeat(now)
         state.seen.age(now)
-        self._rejected.age(now)
-        if self._validated_at:
-            self._validated_at = {i: t for i, t in self._validated_at.items() if now - t < self.params.heartbeat}
+        self._inbox.heartbeat(now)
         return state.drain()
 
     @property
@@ -341,7 +279,7 @@ class GossipCore(Generic[P]):
             "topics": len(state.topics),
             "seen": len(state.seen),
             "cached": len(state.cache),
-            "pending": len(self._pending),
+            "pending": len(self._inbox),
             "forwards": len(self._forwarding),
             "backoffs": sum(len(topic.backoff) for topic in state.topics.values()),
             "mesh_links": sum(len(topic.mesh) for topic in state.topics.values()),
@@ -375,104 +313,3 @@ class GossipCore(Generic[P]):
         if peer.score.value >= 0 and topic.backoff.get(peer.id, 0.0) <= now:
             self._meshes.graft(topic, peer, now)
             self._state.send(peer.id, Rpc(graft=(topic.name,)), Priority.CONTROL)
-
-    def _on_message(self, peer: Peer[P], message: Message, now: float) -> None:
-        state = self._state
-        topic = state.topics.get(message.topic)
-        if topic is None or not topic.subscribed:
-            return
-        if len(message.data) > self.params.max_message or not self._is_signed_as_agreed(message):
-            self.counters.rejected += 1
-            self._blame_invalid(peer, topic.name, now)
-            return
-        message.topic = topic.name
-        try:
-            id_ = message.id = self._message_id(message)
-        except ValueError:
-            self.counters.rejected += 1
-            self._blame_invalid(peer, topic.name, now)
-            return
-        if message.sender is not None and message.sender == self.self_id:
-            return
-        self._lazy.delivered(id_)
-        if id_ in state.seen:
-            self._on_copy(peer, message, now)
-        elif len(self._rejected) and _digest(message) in self._rejected:
-            self._blame_invalid(peer, topic.name, now)
-        elif len(self._pending) >= self.params.max_pending or not self._spend(peer, now):
-            self.counters.over_budget += 1
-        else:
-            self._start_validation(peer, message)
-
-    def _on_copy(self, peer: Peer[P], message: Message, now: float) -> None:
-        self.counters.duplicates += 1
-        pending = self._pending.get(message.id)
-        if pending is not None:
-            if pending.message == message:
-                if peer is not pending.peer and peer not in pending.copies:
-                    pending.copies.append(peer)
-            elif pending.may_vary(peer) and self._spend(peer, now):
-                pending.variants.append((peer, message))
-            return
-        self._forwarding.copy(peer, message.id)
-        validated = self._validated_at.get(message.id)
-        if validated is not None:
-            window = self._state.scores.topic(peer.score, message.topic).params.mesh_deliveries_window
-            if now - validated <= window:
-                self._state.scores.mesh_delivery(peer.score, message.topic)
-
-    def _start_validation(self, peer: Peer[P], message: Message) -> _Pending[P]:
-        state, params = self._state, self.params
-        state.seen.add(message.id)
-        pending = self._pending[message.id] = _Pending(peer, message)
-        state.effects.append(Validate(peer.id, message))
-        if len(message.data) >= params.idontwant_bytes:
-            rpc = Rpc(idontwant=(message.id,))
-            for other in state.topics[message.topic].mesh.values():
-                if other is not peer and other.idontwant:
-                    state.send(other.id, rpc, Priority.GOSSIP)
-        return pending
-
-    def _accepted(self, pending: _Pending[P], now: float) -> None:
-        state, message, source = self._state, pending.message, pending.peer
-        self.counters.delivered += 1
-        state.cache.put(message)
-        state.scores.first_delivery(source.score, message.topic)
-        for peer in pending.copies:
-            state.scores.mesh_delivery(peer.score, message.topic)
-        topic = state.topics.get(message.topic)
-        if topic is None:
-            return
-        if state.scores.topic(source.score, message.topic).params.mesh_deliveries_weight:
-            self._validated_at[message.id] = now
-        self._forwarding.add(message, [source, *pending.copies], now)
-        state.effects.append(Deliver(source.id, message))
-
-    def _blame_invalid(self, peer: Peer[P], topic: str, now: float) -> None:
-        params = self.params
-        if self._state.peers.get(peer.id) is not peer:
-            return  # it left meanwhile
-        self._state.scores.invalid(peer.score, topic, now)
-        peer.budget = max(peer.budget, now) + params.invalid_cost / params.validations
-        self._state.check_gray(peer, "invalid messages")
-
-    def _spend(self, peer: Peer[P], now: float) -> bool:
-        """Take one validation out of the peer's budget (GCRA); False when it is empty (G6)."""
-        params = self.params
-        full = max(peer.budget, now)
-        if full - now > (params.validations_burst - 1) / params.validations:
-            return False
-        peer.budget = full + 1.0 / params.validations
-        return True
-
-    def _is_signed_as_agreed(self, message: Message) -> bool:
-        fields = (message.sender, message.seqno, message.signature)
-        if self.params.policy is SignaturePolicy.STRICT_SIGN:
-            # The number is part of the id, which we announce to everybody: its author must not choose how long that is.
-            return None not in fields and len(message.seqno or b"") == _SEQNO_BYTES
-        return fields == (None, None, None) and message.key is None
-
-
-def _digest(message: Message) -> bytes:
-    """Of all fields: one that a forger changes must not make the true message look like the forgery."""
-    return sha256(encode_message(message)).digest()

@@ -95,7 +95,7 @@ class Gossiping(RuleBasedStateMachine):
         if not self.waiting:
             return
         chosen = self.waiting.pop(data.draw(st.integers(0, len(self.waiting) - 1)))
-        pending = self.core._pending.get(chosen)
+        pending = self.core._inbox._pending.get(chosen)
         assert pending is not None
         verdict = Verdict.REJECT if b"forged" in pending.message.data else data.draw(
             st.sampled_from([Verdict.ACCEPT, Verdict.IGNORE])
@@ -153,7 +153,7 @@ class Gossiping(RuleBasedStateMachine):
 
     @invariant()
     def everything_under_validation_is_asked_for(self) -> None:
-        assert set(self.core._pending) == set(self.waiting)
+        assert set(self.core._inbox._pending) == set(self.waiting)
 
 
 Gossiping.TestCase.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
