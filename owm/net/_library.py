@@ -143,6 +143,7 @@ class LibraryHost:
             kept = {self._host.get_id(), *(ID(bytes(peer)) for peer in connected)}
             gone = [peer for peer in known if peer not in kept]
         for peer in gone:
+            self._host._identified_peers.pop(peer, None)  # or it would not be asked when it comes back at once
             with suppress(PeerStoreError):
                 self._host.get_peerstore().clear_peerdata(peer)
 

@@ -265,6 +265,23 @@ def test_a_keep_alive_that_peers_do_not_bear_is_a_mistake() -> None:
             KeepAlive(every=every, timeout=timeout)
 
 
+@pytest.mark.parametrize("known", [True, False], ids=["was identified", "left before that"])
+async def test_a_peer_that_returns_at_once_is_identified_anew(known: bool) -> None:
+    async with (
+        Libp2pNetwork(identity(1), limits=LIMITS).running() as home,
+        Libp2pNetwork(identity(2), limits=LIMITS).running() as peer,
+    ):
+        peer.handle(ECHO, echo)
+        for _ in range(5):
+            await connect(peer, home)
+            if known:
+                await eventually(lambda: ECHO in home.connections()[0].protocols)
+            await peer.disconnect(home.peer_id)
+            await eventually(lambda: not home.is_connected(peer.peer_id))
+        await connect(peer, home)
+        await eventually(lambda: ECHO in home.connections()[0].protocols)
+
+
 async def test_a_taken_address_is_refused_and_named() -> None:
     async with Libp2pNetwork(identity(1)).running() as first:
         second = Libp2pNetwork(identity(2), listen=first.addresses)
