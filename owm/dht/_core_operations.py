@@ -189,8 +189,8 @@ class Operations(CoreState):
         limit = params.region_queries // (2 * parts)
         self._search(operation, operation.key, operation.target, MessageType.FIND_NODE, exhaust=step, limit=limit)
         bits = min(self.prefix_bits, KEY_BITS - step.bit_length() + 1)
-        for part in range(1, parts):
-            key = preimage(operation.target ^ (part * step + (step >> 1)), bits)
+        keys = [preimage(operation.target ^ (part * step + (step >> 1)), bits) for part in range(1, parts)]
+        for key in dict.fromkeys(keys):  # with few bits several parts share one
             self._search(operation, key, key_of(key), MessageType.FIND_NODE, exhaust=step, limit=limit)
 
     def _begin(self, operation: Operation, now: float) -> int:
