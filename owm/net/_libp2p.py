@@ -289,7 +289,7 @@ class Libp2pNetwork(Network):
             raise NotConnected(f"the connection to {peer.short} went away")
         if sum(len(end.streams) for end in self._roster.all(peer)) >= self.limits.max_streams_per_peer:
             raise TooManyStreams(f"too many streams are open with {peer.short}")
-        stream = min(ends, key=lambda end: end.is_doubtful(now)).open_stream(bulk=bulk)
+        stream = min(ends, key=MuxedConnection.is_doubtful).open_stream(bulk=bulk)
         await agree_on(stream, protocol, self.limits.handshake_timeout)
         stream.faults = self._faults
         return stream

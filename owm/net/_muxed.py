@@ -192,9 +192,9 @@ class MuxedConnection:
         """Whether new streams can be opened on it."""
         return not (self.leaving or self.closed.is_set())
 
-    def is_doubtful(self, now: float) -> bool:
+    def is_doubtful(self) -> bool:
         """Whether the peer has owed an answer to a ping for a noticeable time."""
-        return self._ping.under_way and now - self._ping.began > _DOUBT
+        return self._ping.under_way and trio.current_time() - self._ping.began > _DOUBT
 
     def is_lost(self, now: float, timeout: float) -> bool:
         """Whether the peer has owed an answer for ``timeout`` seconds in which nothing else showed that it is there."""

@@ -259,6 +259,34 @@ async def test_after_a_crash_the_new_connection_is_used_and_kept() -> None:
             assert await ask(survivor, again, b"still?") == b"still?"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("numbers", [(1, 2), (2, 1)], ids=["one way", "the other way"])
+async def test_a_connection_that_does_not_answer_is_not_preferred_to_one_that_does(numbers: tuple[int, int]) -> None:
+    faults = Faults(Random(1))
+    quick = KeepAlive(every=1.2, timeout=30.0)
+    here, there = map(identity, numbers)
+    async with (
+        Libp2pNetwork(here, limits=LIMITS, keep_alive=quick).running() as survivor,
+        Libp2pNetwork(there, limits=LIMITS, faults=faults).running() as crashed,
+        Libp2pNetwork(there, limits=LIMITS).running() as again,
+    ):
+        survivor.handle(ECHO, echo)
+        again.handle(ECHO, echo)
+        await connect(survivor, crashed)  # dialled from here, and the new one from there
+        await trio.sleep(0.1)
+        stream = await crashed.open_stream(survivor.peer_id, ECHO)
+        faults.add(FaultRule(Fault.BLACK_HOLE))
+        await stream.send(b"my last words")
+        await again.connect(survivor.peer_id, survivor.addresses)
+        await trio.sleep(2.5)
+        with trio.fail_after(2):
+            assert await ask(survivor, again, b"back?") == b"back?"
+        await trio.sleep(6)  # longer than the spare connection of a simultaneous dial is kept
+        assert again.is_connected(survivor.peer_id)
+        with trio.fail_after(2):
+            assert await ask(survivor, again, b"still?") == b"still?"
+
+
 def test_a_keep_alive_that_peers_do_not_bear_is_a_mistake() -> None:
     for every, timeout in ((0.05, 10.0), (15.0, 0.0)):
         with pytest.raises(ValueError, match=r"a ping every|positive"):
