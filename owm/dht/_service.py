@@ -154,11 +154,7 @@ class KademliaDht(Dht):
         self._note_addresses()
         # Whom we chose to dial comes before who chose to dial us.
         connections = sorted(self._network.connections(), key=lambda c: c.inbound)
-        seeds = [
-            Contact(bytes(c.peer), c.addresses or (() if c.inbound else (c.address,)))
-            for c in connections
-            if not c.protocols or self._protocol in c.protocols
-        ]
+        seeds = [Contact(bytes(c.peer), c.addresses or (() if c.inbound else (c.address,))) for c in connections]
         await self._finished(self.core.start_bootstrap(seeds, trio.current_time()))
         return len(self.core.table)
 

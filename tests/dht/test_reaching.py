@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from random import Random
 
 import trio
@@ -104,3 +105,24 @@ async def test_a_client_is_found_through_the_peers_that_it_is_connected_to(autoj
                 found = await seeker.dht.find_peer(client.peer_id)
                 assert found is not None and found.addresses == client.addresses
                 assert client.peer_id not in [known.peer for known in seeker.dht.known_peers(50)]
+
+
+async def test_a_network_that_starts_with_clients_only_comes_to_serve(autojump_clock):
+    """Eight peers of eight subnets, none of which was dialled yet: joined in a row, they come to serve."""
+    hub = MemoryHub(Random(7), WAN)
+    async with AsyncExitStack() as stack:
+        networks = [hub.network(identity(n), address=f"/ip4/10.{n}.0.1/tcp/9000") for n in range(1, 9)]
+        dhts = []
+        for network in networks:
+            await stack.enter_async_context(network.running())
+            dhts.append(await stack.enter_async_context(running_dht(network, DhtParams())))
+        for number, network in enumerate(networks):
+            for other in networks[:number]:
+                await network.connect(other.peer_id, other.addresses)
+        for _ in range(2):
+            for dht in dhts:
+                await dht.bootstrap()
+            await trio.sleep(30)
+        modes = [dht.statistics().mode for dht in dhts]
+        assert modes[:5] == ["server"] * 5
+        assert all(len(dht.core.table) >= 4 for dht in dhts)
