@@ -164,11 +164,14 @@ class Stream(ABC):
         """Abort both directions at once, without waiting. Idempotent."""
 
     async def aclose(self) -> None:
-        """Close for writing and stop reading. Never raises; idempotent."""
+        """Close for writing and stop reading. Never raises, but cancellation resets the stream; idempotent."""
         try:
             await self.close_write()
         except Exception:  # noqa: BLE001 - a stream that cannot be closed politely is reset
             self.reset()
+        except BaseException:  # cancelled before the end was said
+            self.reset()
+            raise
         finally:
             self.reset_if_unfinished()
 

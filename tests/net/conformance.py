@@ -402,6 +402,20 @@ class NetworkConformance:
                 await stream.close_write()
                 await eventually(lambda: received == [3_000_000])
 
+    async def test_a_close_that_is_cancelled_resets_the_stream(self) -> None:
+        async with self.networks() as (a, b):
+            b.handle(ECHO, echo)
+            await connect(a, b)
+            await trio.sleep(0.1)
+            stream = await a.open_stream(b.peer_id, ECHO)
+            await stream.send(b"x")
+            assert await stream.receive() == b"x"
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await stream.aclose()
+            assert scope.cancelled_caught
+            await eventually(lambda: a.statistics().streams == b.statistics().streams == 0)
+
     async def test_a_stream_that_is_closed_and_then_reset_is_gone_at_both_ends(self) -> None:
         async with self.networks() as (a, b):
 
