@@ -11,6 +11,7 @@ import trio
 from owm.identity import PeerId
 from owm.net._core_noise import PacketDamaged
 from owm.net._core_yamux import (
+    MAX_WINDOW,
     DataReceived,
     Event,
     Finished,
@@ -342,9 +343,11 @@ class MuxedConnection:
             return
         self.buffered += len(data)
         stream.on_data(data)
-        self.mux.spacious = self.buffered <= _ROOMY
-        if not self.mux.spacious:
+        if self.buffered > _ROOMY:
+            self.mux.spacious = self.buffered <= MAX_WINDOW
             self._owner.crowded(self)
+        elif not self.mux.spacious:
+            self.mux.spacious = True
 
     def _on_event(self, event: Event, now: float) -> None:
         match event:
