@@ -47,7 +47,7 @@ def test_what_is_saved_is_a_table_of_ours_and_the_other_s(tmp_path: Path, monkey
         ("<= 50", "| x | 5 ms | - | - | <= 50 | yes |"),
         (">= 1000: missed", "| x | 5 ms | - | - | >= 1000 | **no** |"),
         ("0.21 of go-libp2p, goal <= 0.3", "| x | 5 ms | go-libp2p | 0.21 | <= 0.3 | yes |"),
-        ("1.1 of py-libp2p, 2 nodes, goal <= 0.35: missed", "| x | 5 ms | py-libp2p, 2 nodes | 1.1 | <= 0.35 | **no** |"),
+        ("1.1 of py-libp2p, 2, goal <= 0.35: missed", "| x | 5 ms | py-libp2p, 2 | 1.1 | <= 0.35 | **no** |"),
         ("7.1 of kademlia (no security)", "| x | 5 ms | kademlia (no security) | 7.1 | - | - |"),
         ("", "| x | 5 ms | - | - | - | - |"),
     ],
