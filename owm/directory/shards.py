@@ -1,7 +1,7 @@
 """Manifests over sharded topics, so that a worker's traffic does not grow with the network.
 
 A manifest travels on one of 16 topics, chosen by its issuer's peer id. Every peer relays two of them, chosen by its
-own id, as long as the network is small; in a large one only so many do, again by id, that each topic has two dozen
+own id, as long as the network is small; in a large one only so many do, again by id, that each topic has eight
 relays: with more, everybody would carry what a few can. Peers that schedule work subscribe to all. Subscribers provide
 ``topic:<shard>`` in the DHT, and each publisher keeps links to three subscribers of its shard.
 """
@@ -32,8 +32,11 @@ SHARDS: Final = 16
 _LINKS: Final = 3
 _MESH: Final = 5  # subscribers of a topic of ours that we are connected to
 _KEEP_LINKS_EVERY: Final = 20.0
-_RELAYS: Final = 24  # of one topic, on average
+_RELAYS: Final = 8  # of one topic, on average, beside those that read it
+_LONGEST_PAUSE: Final = 600.0  # between two searches for subscribers that find nobody
 _RECONSIDER_EVERY: Final = 60.0
+_TURN: Final = 3600.0  # seconds until relays change
+_GOLDEN: Final = 0.6180339887  # multiples of it fall evenly into every part of 0 to 1
 _FIRST_LINKS_AFTER: Final = 1.0
 _DIAL_SECONDS: Final = 10.0
 _BACKLOG: Final = 4096
@@ -48,6 +51,22 @@ def shard_of(peer: PeerId) -> int:
 def _relayed(peer: PeerId) -> tuple[int, int]:
     first = peer[-2] % SHARDS
     return first, (first + 1 + peer[-3] % (SHARDS - 1)) % SHARDS
+
+
+class _Search:
+    """When to look for a topic's subscribers again: rarely while that finds nobody, at once when one was lost."""
+
+    def __init__(self) -> None:
+        self._pause = _KEEP_LINKS_EVERY
+        self._next = 0.0
+        self._missing = 0
+
+    def is_due(self, missing: int, now: float) -> bool:
+        return now >= self._next or missing > self._missing
+
+    def ended(self, found: int, missing: int, now: float) -> None:
+        self._pause = _KEEP_LINKS_EVERY if found else min(2 * self._pause, _LONGEST_PAUSE)
+        self._next, self._missing = now + self._pause - _KEEP_LINKS_EVERY / 2, missing
 
 
 class ManifestTopics:
@@ -76,13 +95,14 @@ class ManifestTopics:
         self._random = random
         self._relays: tuple[int, ...] = _relayed(network.peer_id) if relay else ()
         self._relaying = set(self._relays)
-        self._share = int.from_bytes(network.peer_id[-5:-3], "big") / 0x10000  # our place among all peers
+        self._place = int.from_bytes(network.peer_id[-5:-3], "big") / 0x10000  # ours among all peers, at first
         self._topics = tuple(f"/owm/{network_id}/manifest/{shard:02x}" for shard in range(SHARDS))
         self._own = shard_of(network.peer_id)
         self._subscribed_all = False
         self._current: Callable[[], Iterable[SignedRecord]] = tuple
         self._relayed: dict[PeerId, SignedRecord] = {}
         self._linked: set[PeerId] = set()
+        self._searches: dict[tuple[str, int], _Search] = {}
         self._nursery: trio.Nursery | None = None
 
     @asynccontextmanager
@@ -166,6 +186,10 @@ class ManifestTopics:
         self._gossip.relay(self._topics[shard], self._validator(shard))
         self._gossip.register_current(self._topics[shard], partial(self._known, shard))
 
+    def _share(self) -> float:
+        """Our place among all peers, from 0 to 1; another one each hour, or a few would carry most for ever."""
+        return (self._place + trio.current_time() // _TURN * _GOLDEN) % 1.0
+
     async def _reconsider(self) -> None:
         """Leave relaying to others, or take it up again, as the network grows and shrinks."""
         wanted, relaying = set(self._relays), self._relaying
@@ -175,9 +199,10 @@ class ManifestTopics:
             if size is None or self._subscribed_all:
                 continue
             needed = _RELAYS * SHARDS / (len(wanted) * max(1.0, size))
-            if relaying and self._share > 1.25 * needed:
+            share = self._share()
+            if relaying and share > 1.25 * needed:
                 await self._leave_relaying()
-            elif not relaying and self._share <= needed:
+            elif not relaying and share <= needed:
                 for shard in sorted(wanted):
                     self._relay(shard)
                 relaying |= wanted
@@ -214,24 +239,27 @@ class ManifestTopics:
         for peer in self._connected(topic):
             if len(self._linked) < _LINKS and peer not in self._linked:
                 self._keep(peer)
-        await self._dial(topic, _LINKS - len(self._linked), self._keep)
+        await self._dial(topic, _LINKS, len(self._linked), self._keep)
 
     async def _mesh_up(self, topic: str) -> None:
         """A mesh is made of connected peers: in a large network few subscribers would meet by chance."""
-        await self._dial(topic, _MESH - len(self._connected(topic)), lambda _: None)
+        await self._dial(topic, _MESH, len(self._connected(topic)), lambda _: None)
 
     def _connected(self, topic: str) -> list[PeerId]:
         return [peer for peer in self._gossip.core.subscribers(topic) if self._network.is_connected(peer)]
 
-    async def _dial(self, topic: str, missing: int, reached: Callable[[PeerId], None]) -> None:
-        """Connect to so many more of the topic's subscribers, as the DHT names them."""
-        if missing <= 0:
+    async def _dial(self, topic: str, wanted: int, have: int, reached: Callable[[PeerId], None]) -> None:
+        """Connect to as many more of the topic's subscribers, as the DHT names them."""
+        missing = wanted - have
+        search = self._searches.setdefault((topic, wanted), _Search())
+        if missing <= 0 or not search.is_due(missing, trio.current_time()):
             return
         providers = await self._dht.find_providers(_key(topic), 4 * _MESH)
         self._random.shuffle(providers)
+        before = missing
         for provider in providers:
             if missing <= 0:
-                return
+                break
             if provider.peer == self._network.peer_id or provider.peer in self._linked:
                 continue
             fresh = not self._network.is_connected(provider.peer)
@@ -243,6 +271,7 @@ class ManifestTopics:
                     missing -= fresh or provider.peer in self._linked
             except NetworkError as error:
                 _log.debug("cannot link to a subscriber", peer=provider.peer.short, reason=str(error))
+        search.ended(before - missing, missing, trio.current_time())
 
     def _keep(self, peer: PeerId) -> None:
         self._linked.add(peer)

@@ -30,8 +30,8 @@ class RecordLimits:
     max_age: float | None  #: seconds; None for records kept forever
 
 
-class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The common head of all records.
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """The common head of all records. Fields that have their default value are not sent.
 
     ``sequence`` is ``max(last + 1, unix milliseconds)`` of the issuer, so it also says when it was issued.
     """

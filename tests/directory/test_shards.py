@@ -1,10 +1,11 @@
-"""Who relays manifests: everybody in a small network, two dozen peers for each topic in a large one."""
+"""Who relays manifests: everybody in a small network, a few peers for each topic in a large one, in turns."""
 
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
 from random import Random
 
+import pytest
 import trio
 from trio.testing import MockClock
 
@@ -61,11 +62,12 @@ class Dht:
                              queries_failed=0, queries_served=0, network_size=self.size)  # fmt: skip
 
 
+@pytest.mark.slow
 async def test_relays_are_thinned_as_the_network_grows_and_come_back_when_it_shrinks(
     autojump_clock: MockClock,
 ) -> None:
     hub = MemoryHub(Random(1))
-    gossips, dhts = [Gossip() for _ in range(400)], [Dht() for _ in range(400)]
+    gossips, dhts = [Gossip() for _ in range(150)], [Dht() for _ in range(150)]
     async with trio.open_nursery() as nursery:
         for number, (gossip, dht) in enumerate(zip(gossips, dhts, strict=True)):
             network = hub.network(Identity(number.to_bytes(32, "big")))
@@ -78,13 +80,17 @@ async def test_relays_are_thinned_as_the_network_grows_and_come_back_when_it_shr
             nursery.start_soon(run)
         await trio.sleep(100)
         assert all(len(gossip.relayed) == 2 for gossip in gossips), "a small network needs everybody"
-        Dht.size = 2000.0
-        await trio.sleep(200)
-        share = sum(bool(gossip.relayed) for gossip in gossips) / len(gossips)
-        wanted = 24 * SHARDS / (2 * 2000)
-        assert 0.5 * wanted < share < 2 * wanted
-        for gossip, dht in zip(gossips, dhts, strict=True):
-            assert len(dht.provided) == len(gossip.relayed), "who does not relay is not looked for as a relay"
+        Dht.size = 500.0
+        wanted = 8 * SHARDS / (2 * 500)
+        turns = [0] * len(gossips)
+        for _ in range(4):
+            await trio.sleep(3600)
+            relaying = [bool(gossip.relayed) for gossip in gossips]
+            assert 0.4 * wanted < sum(relaying) / len(gossips) < 2 * wanted
+            for gossip, dht in zip(gossips, dhts, strict=True):
+                assert len(dht.provided) == len(gossip.relayed), "who does not relay is not looked for as a relay"
+            turns = [count + relays for count, relays in zip(turns, relaying, strict=True)]
+        assert max(turns) <= 2, "nobody carries the load for long"
         Dht.size = 10.0
         await trio.sleep(200)
         assert all(len(gossip.relayed) == 2 for gossip in gossips)
@@ -150,3 +156,22 @@ async def test_who_begins_to_read_all_while_it_leaves_relaying_keeps_every_topic
         await trio.sleep(60)
         assert len(service.core.subscriptions()) == SHARDS
         assert len(dht.provided) == SHARDS
+
+
+async def test_a_search_that_finds_nobody_is_repeated_ever_more_rarely(autojump_clock: MockClock) -> None:
+    searched: list[float] = []
+
+    class Lonely(Dht):
+        async def find_providers(self, _key: bytes, _limit: int) -> list[object]:
+            searched.append(trio.current_time())
+            return []
+
+    network = MemoryHub(Random(1)).network(Identity(bytes([7]) * 32))
+    topics = ManifestTopics(Gossip(), Lonely(), network, "net", Random(1))  # type: ignore[arg-type]
+    with trio.move_on_after(3600):
+        async with topics.running():
+            await trio.sleep_forever()
+    kinds = 3  # subscribers of our own shard, and of two that we relay
+    first, last = (sum(start <= at < start + 600 for at in searched) for start in (0, 3000))
+    assert 3 * kinds <= first <= 8 * kinds
+    assert kinds <= last <= 2 * kinds
