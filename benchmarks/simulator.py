@@ -6,7 +6,6 @@ that changed state. Signatures are a stand-in, but in the runs of whole peers; t
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -92,14 +91,25 @@ def _run_peers(nodes: int, kind: str) -> dict[str, Any]:
     }
 
 
-def _peers(quick: bool) -> list[Result]:
+def _compiled(quick: bool) -> str:
+    """The folder of compiled cores; empty where there is no compiler, or no time to use it."""
+    if quick and not compiled_folder().exists():
+        return ""
+    try:
+        return str(compile_cores())
+    except SystemExit:
+        return ""
+
+
+def _peers(quick: bool, path: str) -> list[Result]:
     """500 whole peers through churn, and 1,000 that idle while two gateways join (20 for a moment with --quick)."""
     if quick:
         few = _apart(20, "peers-quick")
         return [Result("whole peers, 20 for 90 s: questions answered", "", few["answered"], goal=0.98, relation=">=")]
-    churn, large = _apart(500, "peers-churn"), _apart(1000, "peers-large")
-    name = "whole peers, 500 of them 20 gateways, 20 minutes of churn"
-    big = "whole peers, 1,000, from the fifth to the tenth minute"
+    churn, large = (_apart(nodes, kind, path=path) for nodes, kind in ((500, "peers-churn"), (1000, "peers-large")))
+    cores = ", compiled cores" if path else ""
+    name = f"whole peers, 500 of them 20 gateways, 20 minutes of churn{cores}"
+    big = f"whole peers, 1,000, from the fifth to the tenth minute{cores}"
     never = math.inf if large["usable"] is None else large["usable"]
     parts = sorted(set(large) - {f"idle_worker_{word}mb_per_day" for word in ("", "median_", "max_", "tasks_")})
     return [
@@ -154,10 +164,8 @@ def run(quick: bool) -> list[Result]:
         Result("lookups alone", "events/s", lookups["events"] / lookups["run"], goal=25_000, relation=">="),
         Result("trace hashes of one seed that differ", "", float(again[0]["hash"] != again[1]["hash"]), goal=0.0),
     ]
-    with contextlib.suppress(SystemExit):  # there may be no C compiler here
-        if quick and not compiled_folder().exists():
-            raise SystemExit  # compiling takes its minute
-        path = str(compile_cores())
+    path = _compiled(quick)
+    if path:
         fast = _apart(min(nodes, 2000), "mixed", path=path)
         fast_lookups = _apart(min(nodes, 2000), "lookups", path=path)
         slow = _apart(min(nodes, 2000), "mixed")
@@ -176,7 +184,7 @@ def run(quick: bool) -> list[Result]:
             Result("DHT alone, 100,000 nodes: lookups that succeed", "", large["success"], goal=1.0, relation=">="),
             Result("DHT alone, 100,000 nodes: wall time", "s", large["build"] + large["run"]),
         ]
-    return results + _peers(quick)
+    return results + _peers(quick, path)
 
 
 if __name__ == "__main__":
