@@ -76,6 +76,27 @@ async def test_a_record_reaches_every_subscriber_once_and_nobody_is_blamed(autoj
             assert peer.gossip.opened == 19, "one signature check per delivery"
 
 
+@pytest.mark.attack("T9")
+async def test_records_are_not_pushed_again_at_a_peer_that_reconnects(autojump_clock: MockClock) -> None:
+    async with net(2) as (victim, flapper):
+        channels = [peer.gossip.subscribe(TOPIC) for peer in (victim, flapper)]
+        await trio.sleep(5)
+        for number in range(100):
+            await victim.gossip.publish(TOPIC, victim.record(number))
+        await trio.sleep(10)
+        assert len(drained(channels[1])) == 100
+        sent = victim.network.statistics().bytes_out
+        for _ in range(30):
+            await flapper.network.disconnect(victim.network.peer_id)
+            await trio.sleep(60)
+            await flapper.network.connect(victim.network.peer_id, victim.network.addresses)
+            await trio.sleep(10)
+        assert flapper.network.is_connected(victim.network.peer_id)
+        again = (victim.network.statistics().bytes_out - sent) / 30
+        assert again < 2000, f"{again:.0f} bytes for each visit, where the records are {100 * 237}"
+        assert drained(channels[1]) == []
+
+
 async def test_who_publishes_what_validators_reject_is_blamed_and_cut_off(autojump_clock: MockClock) -> None:
     def odd_only(record: SignedRecord, _peer: PeerId) -> Validation:
         return Validation.ACCEPT if record.record.size % 2 else Validation.REJECT
