@@ -29,10 +29,8 @@ async def test_a_worker_behind_a_one_way_partition_is_discovered_and_not_connect
         gateway = await peers.start(peer(net, "gateway", ("gateway",)))
         via = [address(gateway)]
         other = await peers.start(peer(net, "other", via=via))
-        name = next(
-            name for name in map(str, range(100)) if relays(other, Identity(Random(name).randbytes(32)).peer_id)
-        )
-        cut_off = await peers.start(peer(net, name, via=via))
+        candidates = (peer(net, str(number), via=via) for number in range(100))
+        cut_off = await peers.start(next(c for c in candidates if relays(other, c.parts.identity.peer_id)))
         await until(lambda: state(gateway, cut_off) == state(gateway, other) == "usable")
         await until(lambda: other.parts.network.is_connected(cut_off.parts.identity.peer_id))
 
