@@ -93,7 +93,15 @@ class Peer:
             network_id=p.constitution.id,
             clock=p.clock,
             random=p.random,
-            params=GossipParams(score=ScoreParams(colocation_weight=p.constitution.gossip.colocation_weight)),
+            params=GossipParams(
+                # A manifest enters its mesh at three places at least, so a thin mesh does, at two thirds of the bytes.
+                d=4,
+                d_low=3,
+                d_high=8,
+                d_score=2,
+                d_out=1,
+                score=ScoreParams(colocation_weight=p.constitution.gossip.colocation_weight),
+            ),
             trusted=[lead.peer for lead in map(split_address, p.settings.network.bootstrap) if lead.peer is not None],
         )
         self.clocks = ClockComparison()
