@@ -100,6 +100,7 @@ class Peer:
                 d_high=8,
                 d_score=2,
                 d_out=1,
+                flood_max=6,
                 score=ScoreParams(colocation_weight=p.constitution.gossip.colocation_weight),
             ),
             trusted=[lead.peer for lead in map(split_address, p.settings.network.bootstrap) if lead.peer is not None],

@@ -27,6 +27,7 @@ _log = structlog.get_logger(__name__)
 _FIRST_BACKOFF: Final = 0.5
 _LONGEST_BACKOFF: Final = 60.0
 _LOOK_AGAIN: Final = 15.0
+_MEET: Final = 8  # further ways in that are tried once we have joined
 _DIAL_SECONDS: Final = 12.0
 _REMEMBERED_SECONDS: Final = 30.0
 
@@ -86,6 +87,7 @@ class Joiner:
         self.status = JoinStatus()
         self._settled = trio.Event()
         self._turned = trio.Event()  # from alone to connected, or back
+        self._nursery: trio.Nursery | None = None
 
     async def wait_joined(self) -> None:
         """Return once we are connected and the routing table has been filled, or when there is nobody to join."""
@@ -94,6 +96,7 @@ class Joiner:
     async def run(self) -> None:
         """Join, then keep the number of connections up. Runs until cancelled, which leaves connections as they are."""
         async with trio.open_nursery() as nursery:
+            self._nursery = nursery
             nursery.start_soon(self._watch)
             await self._keep_joined()
 
@@ -137,21 +140,39 @@ class Joiner:
         self.status.leads = 0
         with trio.move_on_after(_REMEMBERED_SECONDS):
             await self._dht.bootstrap()  # through peers remembered from earlier runs
-        if self._network.connections():
-            return True
+        joined = bool(self._network.connections())
+        rest: list[Lead] = []
         for name, source in self._sources:
             for lead in await source():
                 if lead.peer == self._network.peer_id:
                     continue
                 self.status.leads += 1
-                if await self._dial(lead, name):
+                if joined:
+                    rest.append(lead)
+                elif await self._dial(lead, name):
                     await self._dht.bootstrap()
-                    return True
-        # Somebody may have dialled us meanwhile.
-        if self._network.connections():
+                    joined = True
+        if rest and self._nursery is not None:
+            self._nursery.start_soon(self._meet, rest[:_MEET])
+        if not joined and self._network.connections():  # somebody may have dialled us meanwhile
             await self._dht.bootstrap()
-            return True
-        return False
+            joined = True
+        return joined
+
+    async def _meet(self, leads: Sequence[Lead]) -> None:
+        """Dial the other ways in too: who we joined through may know a part of the network only, or be an attacker."""
+        met = False
+        for lead in leads:
+            if lead.peer is not None and self._network.is_connected(lead.peer):
+                continue
+            try:
+                with trio.move_on_after(_DIAL_SECONDS) as scope:
+                    await self._network.connect(lead.peer, [lead.address])
+                met = met or not scope.cancelled_caught
+            except NetworkError as error:
+                _log.debug("a further way in did not answer", address=lead.address, reason=str(error))
+        if met:
+            await self._dht.bootstrap()
 
     async def _dial(self, lead: Lead, source: str) -> bool:
         try:
