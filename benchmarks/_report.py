@@ -19,7 +19,7 @@ import operator
 import os
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -78,36 +78,52 @@ class Result:
         }
 
 
-def main(name: str, run: Callable[[bool], Sequence[Result]], argv: Sequence[str] | None = None) -> None:
-    """Run a benchmark from the command line; exits 1 when a goal is missed and ``--check`` was given."""
+def main(
+    name: str,
+    run: Callable[[bool], Sequence[Result]],
+    argv: Sequence[str] | None = None,
+    *,
+    parts: Mapping[str, Callable[[bool], Sequence[Result]]] | None = None,
+) -> None:
+    """Run a benchmark from the command line; exits 1 when a goal is missed and ``--check`` was given.
+
+    ``parts`` can be run by themselves, with ``--part``; what ``--save`` wrote of other parts then stays.
+    """
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=run.__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object (the default when piped)")
     parser.add_argument("--quick", action="store_true", help="take less than a minute; less exact")
     parser.add_argument("--save", action="store_true", help="also write benchmarks/results, for docs/performance.md")
     parser.add_argument("--check", action="store_true", help="exit 1 when a goal is missed")
+    if parts:
+        parser.add_argument("--part", choices=sorted(parts), help="run this part alone")
     options = parser.parse_args(argv)
+    part: str | None = getattr(options, "part", None)
     structlog.configure(  # the report alone belongs on standard output
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
-    results = run(options.quick)
+    results = parts[part](options.quick) if parts and part else run(options.quick)
     if options.json or not sys.stdout.isatty():
         print(json.dumps({"benchmark": name, "results": [result.as_json() for result in results]}))
     else:
         _print_table(name, results)
     if options.save:
-        save(name, [result.as_json() for result in results], f"python -m benchmarks.{name}{' --quick' * options.quick}")
+        command = f"python -m benchmarks.{name}{' --quick' * options.quick}"
+        save(name, [result.as_json() for result in results], command, keep=part is not None)
     if options.check and any(result.met is False for result in results):
         raise SystemExit(1)
 
 
-def save(name: str, results: Sequence[dict[str, object]], command: str) -> Path:
-    """Write a run where `make docs` finds it."""
+def save(name: str, results: Sequence[dict[str, object]], command: str, *, keep: bool = False) -> Path:
+    """Write a run where `make docs` finds it. ``keep``: results of other metrics that are there stay."""
     machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
     found = {"benchmark": name, "measured_at": f"{date.today():%Y-%m-%d}", "machine": machine, "command": command}
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({**found, "results": list(results)}, indent=1) + "\n", encoding="utf-8")
+    before = json.loads(path.read_text(encoding="utf-8")).get("results", []) if keep and path.exists() else []
+    new = {result["metric"] for result in results}
+    results = [*(result for result in before if result["metric"] not in new), *results]
+    path.write_text(json.dumps({**found, "results": results}, indent=1) + "\n", encoding="utf-8")
     return path
 
 

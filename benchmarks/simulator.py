@@ -101,11 +101,12 @@ def _compiled(quick: bool) -> str:
         return ""
 
 
-def _peers(quick: bool, path: str) -> list[Result]:
+def _peers(quick: bool) -> list[Result]:
     """500 whole peers through churn, and 1,000 that idle while two gateways join (20 for a moment with --quick)."""
     if quick:
         few = _apart(20, "peers-quick")
         return [Result("whole peers, 20 for 90 s: questions answered", "", few["answered"], goal=0.98, relation=">=")]
+    path = _compiled(quick)
     churn, large = (_apart(nodes, kind, path=path) for nodes, kind in ((500, "peers-churn"), (1000, "peers-large")))
     cores = ", compiled cores" if path else ""
     name = f"whole peers, 500 of them 20 gateways, 20 minutes of churn{cores}"
@@ -149,6 +150,10 @@ def _apart(nodes: int, kind: str, hash_seed: str = "0", path: str = "") -> dict[
 
 def run(quick: bool) -> list[Result]:
     """``baseline`` at 10,000 nodes, lookups alone, 100,000 nodes of the DHT alone, whole peers (few with --quick)."""
+    return [*_cores(quick), *_large(quick), *_peers(quick)]
+
+
+def _cores(quick: bool) -> list[Result]:
     nodes = 200 if quick else 10_000
     mixed = _apart(nodes, "mixed")
     lookups = _apart(min(nodes, 2000), "lookups")
@@ -177,14 +182,18 @@ def run(quick: bool) -> list[Result]:
             Result("compiled cores: wall time, mixed", "s", fast["run"], slow["run"], "plain Python"),
             Result("compiled cores: lookups alone", "events/s", rate, plain, "plain Python"),
         ]
-    if not quick:
-        large = _apart(100_000, "dht")
-        results += [
-            Result("DHT alone, 100,000 nodes: peak memory", "GB", large["rss"] / 1e9, goal=16.0),
-            Result("DHT alone, 100,000 nodes: lookups that succeed", "", large["success"], goal=1.0, relation=">="),
-            Result("DHT alone, 100,000 nodes: wall time", "s", large["build"] + large["run"]),
-        ]
-    return results + _peers(quick, path)
+    return results
+
+
+def _large(quick: bool) -> list[Result]:
+    if quick:
+        return []
+    large = _apart(100_000, "dht")
+    return [
+        Result("DHT alone, 100,000 nodes: peak memory", "GB", large["rss"] / 1e9, goal=16.0),
+        Result("DHT alone, 100,000 nodes: lookups that succeed", "", large["success"], goal=1.0, relation=">="),
+        Result("DHT alone, 100,000 nodes: wall time", "s", large["build"] + large["run"]),
+    ]
 
 
 if __name__ == "__main__":
@@ -192,4 +201,4 @@ if __name__ == "__main__":
         measure = _run_peers if sys.argv[3].startswith("peers-") else _run
         print(json.dumps(measure(int(sys.argv[2]), sys.argv[3])))
     else:
-        main("simulator", run)
+        main("simulator", run, parts={"cores": _cores, "large": _large, "peers": _peers})
