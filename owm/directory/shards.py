@@ -2,8 +2,9 @@
 
 A manifest travels on one of 16 topics, chosen by its issuer's peer id. Every peer relays two of them, chosen by its
 own id, as long as the network is small; in a large one only so many do, again by id, that each topic has eight
-relays: with more, everybody would carry what a few can. Peers that schedule work subscribe to all. Subscribers provide
-``topic:<shard>`` in the DHT, and each publisher keeps links to three subscribers of its shard.
+relays beside its readers, in turns of an hour: with more, everybody would carry what a few can. Peers that schedule
+work subscribe to all. Subscribers provide ``topic:<shard>`` in the DHT, and each publisher keeps links to three
+subscribers of its shard.
 """
 
 from __future__ import annotations
