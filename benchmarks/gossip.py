@@ -153,7 +153,7 @@ def run(quick: bool) -> list[Result]:
     """All arms, one after the other; ``--quick``: 20 nodes, beside go-libp2p alone, and nothing up to its limit."""
     seconds, nodes = (4.0, 20) if quick else (15.0, 50)
     results: list[Result] = []
-    two = trio.run(_ours, nodes, 2, [40.0] if quick else [40.0, 60.0, 80.0, 100.0, 140.0, 180.0, 240.0], seconds)
+    two = trio.run(_ours, nodes, 2, [40.0] if quick else [40.0, 80.0, 120.0, 160.0, 240.0, 320.0, 400.0], seconds)
     ours = two[0]
     results += _describe(f"{nodes} nodes in two processes, 40 a second", ours, nodes)
     deliveries = len(ours["latencies"])
@@ -179,7 +179,7 @@ def run(quick: bool) -> list[Result]:
 
 def _in_one_process(seconds: float) -> list[Result]:
     """20 nodes in one process, beside libraries that cannot carry more."""
-    one = trio.run(_ours, 20, 1, [40.0, 80.0, 120.0, 160.0, 200.0, 300.0, 400.0, 600.0], seconds)
+    one = trio.run(_ours, 20, 1, [40.0, 80.0, 160.0, 300.0, 400.0, 600.0, 800.0], seconds)
     results = _describe("20 nodes in one process, 40 a second", one[0], 20)
     best = max((load["rate"] for load in one if _holds(load, 20)), default=0.0)
     for name, title, rate, rates in (
@@ -198,7 +198,7 @@ def _in_one_process(seconds: float) -> list[Result]:
 
 def _limit_beside_go(two: list[Load], nodes: int) -> list[Result]:
     best = max((load["rate"] for load in two if _holds(load, nodes)), default=0.0)
-    theirs = _saturation("go", nodes, [60.0, 80.0, 120.0, 160.0], 8.0) or 40.0
+    theirs = _saturation("go", nodes, [60.0, 80.0, 120.0, 160.0, 240.0], 8.0) or 40.0
     return [Result(f"highest rate that holds, {nodes} nodes", "messages/s", best, theirs, "go-libp2p")]
 
 

@@ -141,7 +141,7 @@ class Inbox(Generic[P]):
             return
         message.topic = topic.name
         try:
-            id_ = message.id = self._message_id(message)
+            id_ = message.id = message.id or self._message_id(message)
         except ValueError:
             self._counters.rejected += 1
             self.blame(peer, topic.name, now)

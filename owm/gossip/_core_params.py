@@ -77,6 +77,7 @@ class GossipParams:
     gossip_factor: float = 0.25
     heartbeat: float = 1.0
     forward_delay: float = 0.05  #: seconds at most between accepting and forwarding; 0: at once, as others do
+    forward_delay_busy: float = 0.25  #: the same while so many messages come that those held share their RPCs
     history: int = 5  #: heartbeats for which messages can be asked for
     history_gossip: int = 3  #: of them, announced with IHAVE
     fanout_ttl: float = 60.0
@@ -116,3 +117,5 @@ class GossipParams:
             raise ValueError("mesh degrees: 0 <= d_out < d_low <= d <= d_high and d_out <= d / 2")
         if not 0 <= self.d_score <= self.d - self.d_out or not 0 < self.history_gossip <= self.history:
             raise ValueError("d_score + d_out is at most d, and history_gossip at most history")
+        if not 0 <= self.forward_delay <= self.forward_delay_busy:
+            raise ValueError("0 <= forward_delay <= forward_delay_busy")

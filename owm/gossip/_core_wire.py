@@ -11,10 +11,14 @@ from typing import Final
 
 from owm.net.errors import ProtocolViolation
 
-__all__ = ["Message", "Prune", "Rpc", "decode_rpc", "encode_message"]
+__all__ = ["Message", "Prune", "Rpc", "RpcDecoder", "decode_rpc", "encode_message"]
 
 _MAX_ITEMS: Final = 20_000  # items of all kinds in one RPC: 1 MiB of empty ones would be half a million objects
 _MAX_VARINT: Final = 10
+_KNOWN_BYTES: Final = 1 << 17  # of messages that are kept to recognise their copies by, twice that at most
+_KNOWN_MESSAGE: Final = 1 << 13  # bytes of the largest of them
+_RPC_FIELDS: Final = {1: 2, 2: 2, 3: 2}
+_MESSAGE_FIELDS: Final = dict.fromkeys(range(1, 7), 2)
 
 
 class Message:
@@ -169,27 +173,51 @@ def encode_message(message: Message) -> bytes:
     return message.encoded
 
 
-def decode_rpc(data: bytes) -> Rpc:
-    """Read an RPC; the caller has bounded its size.
+class RpcDecoder:
+    """Reads the RPCs that come to one peer. The copies of a message, several for each, come out as one object."""
 
-    Raises:
-        ProtocolViolation: anything but what the schema allows, or more items than anybody needs.
-    """
-    budget = [_MAX_ITEMS]
-    subscriptions: list[tuple[str, bool]] = []
-    publish: list[Message] = []
-    control: list[bytes] = []
-    for number, value in _fields(data, budget, {1: 2, 2: 2, 3: 2}):
-        if number == 1:
-            subscriptions.append(_decode_subscription(value, budget))
-        elif number == 2:
-            publish.append(_decode_message(value, budget))
-        else:
-            control.append(value)
-    rpc = Rpc(subscriptions=tuple(subscriptions), publish=tuple(publish))
-    if control:
-        _decode_control(b"".join(control), rpc, budget)  # protobuf merges repeated messages by joining them
-    return rpc
+    __slots__ = ("_new", "_old", "_size")
+
+    def __init__(self) -> None:
+        self._new: dict[bytes, Message] = {}  # by their bytes; in two generations, as in SeenCache
+        self._old: dict[bytes, Message] = {}
+        self._size = 0
+
+    def decode(self, data: bytes) -> Rpc:
+        """Read an RPC; the caller has bounded its size.
+
+        Raises:
+            ProtocolViolation: anything but what the schema allows, or more items than anybody needs.
+        """
+        budget = [_MAX_ITEMS]
+        subscriptions: list[tuple[str, bool]] = []
+        publish: list[Message] = []
+        control: list[bytes] = []
+        for number, value in _fields(data, budget, _RPC_FIELDS):
+            if number == 2:
+                publish.append(self._new.get(value) or self._old.get(value) or self._decode_message(value, budget))
+            elif number == 1:
+                subscriptions.append(_decode_subscription(value, budget))
+            else:
+                control.append(value)
+        rpc = Rpc(subscriptions=tuple(subscriptions), publish=tuple(publish))
+        if control:
+            _decode_control(b"".join(control), rpc, budget)  # protobuf merges repeated messages by joining them
+        return rpc
+
+    def _decode_message(self, data: bytes, budget: list[int]) -> Message:
+        message = _decode_message(data, budget)
+        if len(data) <= _KNOWN_MESSAGE:
+            if self._size + len(data) > _KNOWN_BYTES:
+                self._old, self._new, self._size = self._new, {}, 0
+            self._new[data] = message
+            self._size += len(data)
+        return message
+
+
+def decode_rpc(data: bytes) -> Rpc:
+    """Read one RPC by itself, as :meth:`RpcDecoder.decode` does."""
+    return RpcDecoder().decode(data)
 
 
 def _decode_control(data: bytes, rpc: Rpc, budget: list[int]) -> None:
@@ -231,7 +259,7 @@ def _decode_subscription(data: bytes, budget: list[int]) -> tuple[str, bool]:
 
 def _decode_message(data: bytes, budget: list[int]) -> Message:
     parts: list[bytes | None] = [None] * 7
-    for number, value in _fields(data, budget, dict.fromkeys(range(1, 7), 2)):
+    for number, value in _fields(data, budget, _MESSAGE_FIELDS):
         parts[number] = value
     topic = parts[4]
     if topic is None:

@@ -13,7 +13,7 @@ import trio
 from owm.clock import Clock
 from owm.gossip._core import GossipCore, Verdict
 from owm.gossip._core_state import Deliver, Effect, Exchange, Penalise, SendRpc, Validate
-from owm.gossip._core_wire import Message, decode_rpc
+from owm.gossip._core_wire import Message, RpcDecoder
 from owm.gossip._exchange import PeerExchange
 from owm.gossip._outbox import Outbox
 from owm.identity import PeerId
@@ -75,6 +75,7 @@ class GossipShell:
         self._forwards = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._dropped = 0
+        self._decode = RpcDecoder().decode
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Self]:
@@ -233,7 +234,7 @@ class GossipShell:
         self._came(peer)
 
         def take(frame: bytes) -> None:
-            self.apply(self._core.receive_rpc(peer, decode_rpc(frame), self._clock.monotonic()))
+            self.apply(self._core.receive_rpc(peer, self._decode(frame), self._clock.monotonic()))
             self._validate_some(_AT_ONCE)
 
         try:

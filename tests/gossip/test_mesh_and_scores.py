@@ -139,6 +139,30 @@ def test_what_is_held_goes_along_in_one_rpc_for_each_peer() -> None:
     assert made.next_forward == float("inf") and made.held()["forwards"] == 0
 
 
+def test_the_busier_the_topic_the_more_messages_wait_for_each_other() -> None:
+    made = core(peers=6)
+    made.heartbeat(0.0)
+    source = made.mesh(TOPIC)[0]
+    longest: list[float] = []
+    number = 0
+    for size in (1, 3, 50, 1, 1):
+        waits: list[float] = []
+        for _ in range(40):
+            made.forward(float("inf"))
+            for _ in range(size):
+                number += 1
+                made.receive_rpc(source, Rpc(publish=(message(number),)), float(number))
+                made.validated(named(message(number)), Verdict.ACCEPT, float(number))
+                if made.held()["forwards"] == 1:
+                    waits.append(made.next_forward - number)
+        longest.append(max(waits[1:]))
+    params = made.params
+    assert params.forward_delay / 2 < longest[0] <= params.forward_delay
+    assert params.forward_delay < longest[1] <= 3 * params.forward_delay
+    assert 3 * params.forward_delay < longest[2] <= params.forward_delay_busy
+    assert longest[3] <= params.forward_delay and longest[4] <= params.forward_delay
+
+
 def test_large_messages_that_go_along_are_spread_over_rpcs_within_their_bound() -> None:
     made = core(GossipParams(max_rpc=20_000, idontwant_bytes=10**6), peers=4)
     made.heartbeat(0.0)

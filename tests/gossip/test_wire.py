@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from owm.gossip._core_wire import Message, Prune, Rpc, decode_rpc
+from owm.gossip._core_wire import Message, Prune, Rpc, RpcDecoder, decode_rpc
 from owm.net.errors import ProtocolViolation
 
 topics = st.text(max_size=20)
@@ -42,6 +44,42 @@ rpcs = st.builds(
 @given(rpcs)
 def test_every_rpc_survives_the_wire(rpc: Rpc) -> None:
     assert decode_rpc(rpc.encode()) == rpc
+
+
+@given(st.lists(rpcs, max_size=4))
+def test_what_was_read_before_changes_nothing_of_what_is_read_next(several: list[Rpc]) -> None:
+    decoder = RpcDecoder()
+    for rpc in several + several:
+        assert decoder.decode(rpc.encode()) == rpc
+
+
+def test_copies_of_a_message_are_one_object_and_only_whole_copies_are() -> None:
+    decoder = RpcDecoder()
+    first, other = Message("news", b"one", b"me", b"1"), Message("news", b"one", b"me", b"2")
+    found = decoder.decode(Rpc(publish=(first, other)).encode()).publish
+    again = decoder.decode(Rpc(publish=(other, first)).encode()).publish
+    assert found[0] is again[1] and found[1] is again[0] and found[0] is not found[1]
+
+
+def test_messages_kept_to_recognise_copies_are_bounded() -> None:
+    decoder = RpcDecoder()
+
+    def read(number: int, size: int) -> Message:
+        return decoder.decode(
+            Rpc(publish=(Message("news", number.to_bytes(4, "big") * (size // 4)),)).encode()
+        ).publish[0]
+
+    first = read(0, 1000)
+    assert read(0, 1000) is first
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    for number in range(1, 3000):
+        read(number, 1000)
+    after, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert after - before < 1 << 20
+    assert read(0, 1000) is not first
+    assert read(1, 20_000) is not read(1, 20_000), "large ones are not kept at all"
 
 
 @given(st.binary(max_size=400))
