@@ -29,7 +29,7 @@ from owm.errors import ConfigError
 from owm.gossip import GossipParams, GossipService, ScoreParams
 from owm.hardware import Hardware
 from owm.health import Health
-from owm.identity import Identity
+from owm.identity import Identity, PeerId
 from owm.model import Engine
 from owm.net import Network, NetworkLimits
 from owm.records import SignedRecord
@@ -87,6 +87,7 @@ class Peer:
             cache_path=p.cache_path,
             devnet=devnet,
             in_region=None if devnet else _is_exposed,
+            wanted=self._is_in_a_mesh,
         )
         self.gossip = GossipService(
             p.network,
@@ -236,6 +237,9 @@ class Peer:
     def _current_manifests(self) -> list[SignedRecord]:
         own = [self.presence.latest] if self.presence.latest is not None else []
         return own + [peer.envelope for peer in self.directory.peers()]
+
+    def _is_in_a_mesh(self, peer: PeerId) -> bool:
+        return self.gossip.core.needs(peer)
 
     def _compare_clocks(self, record: SignedRecord) -> None:
         if record.issuer != self.parts.identity.peer_id:

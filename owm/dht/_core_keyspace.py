@@ -15,7 +15,15 @@ from typing import Final
 
 from owm.dht._core_types import KEY_BITS, Contact
 
-__all__ = ["MAX_PREFIX_BITS", "READY_BITS", "SizeEstimator", "preimage", "preimages_ready", "prepare_preimages"]
+__all__ = [
+    "MAX_PREFIX_BITS",
+    "READY_BITS",
+    "SizeEstimator",
+    "estimate_size",
+    "preimage",
+    "preimages_ready",
+    "prepare_preimages",
+]
 
 MAX_PREFIX_BITS: Final = 16
 READY_BITS: Final = 12  #: prefixes up to so many bits take 40 ms to prepare, longer ones a second
@@ -60,12 +68,24 @@ def preimage(target: int, bits: int) -> bytes:
     return _candidate(_numbers(step)[target >> (KEY_BITS - step)])
 
 
+def estimate_size(target: int, nearest: list[Contact], k: int) -> float:
+    """How many peers there are where these are the ``k`` nearest to a target, nearest first; fewer than k are all.
+
+    The i-th nearest of n uniform peers lies at i/(n+1) of the key space on average, so n follows by least squares
+    (Trautwein et al. 2022, section 5.3).
+    """
+    if len(nearest) < k:
+        return float(len(nearest))
+    ranks = range(1, len(nearest) + 1)
+    weighted = sum(rank * (contact.key ^ target) for rank, contact in zip(ranks, nearest, strict=True))
+    slope = (weighted >> (KEY_BITS - 64)) / sum(rank * rank for rank in ranks) / 2.0**64
+    return max(float(len(nearest)), 1.0 / slope - 1.0) if slope > 0 else float(len(nearest))
+
+
 class SizeEstimator:
     """How many server-mode peers there are, from how near lookups come to their targets.
 
-    The i-th nearest of n uniform peers lies at i/(n+1) of the key space on average; each lookup gives one estimate by
-    least squares (Trautwein et al. 2022, section 5.3), and the median over the last ones shrugs off a target that
-    somebody has crowded.
+    Each lookup gives one estimate, and the median over the last ones shrugs off a target that somebody has crowded.
     """
 
     __slots__ = ("_estimates", "_k")
@@ -78,16 +98,9 @@ class SizeEstimator:
         """The peers nearest to a target, nearest first."""
         if not nearest:
             return
-        if len(nearest) < self._k:
-            estimate = float(len(nearest))
-        else:
-            ranks = range(1, len(nearest) + 1)
-            weighted = sum(rank * (contact.key ^ target) for rank, contact in zip(ranks, nearest, strict=True))
-            slope = (weighted >> (KEY_BITS - 64)) / sum(rank * rank for rank in ranks) / 2.0**64
-            estimate = max(float(len(nearest)), 1.0 / slope - 1.0) if slope > 0 else float(len(nearest))
         if self._estimates is None:
             self._estimates = deque(maxlen=15)
-        self._estimates.append(estimate)
+        self._estimates.append(estimate_size(target, nearest, self._k))
 
     @property
     def size(self) -> float | None:

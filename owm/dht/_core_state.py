@@ -6,7 +6,7 @@ from collections import deque
 from random import Random
 
 from owm.dht._core_guards import PeerMemory, Reputation, check_proof
-from owm.dht._core_keyspace import MAX_PREFIX_BITS, SizeEstimator
+from owm.dht._core_keyspace import MAX_PREFIX_BITS, SizeEstimator, estimate_size
 from owm.dht._core_lookup import Candidate, Lookup
 from owm.dht._core_operation import FanOut, Operation
 from owm.dht._core_server import Server
@@ -118,6 +118,14 @@ class CoreState:
         self._maintain_at = random.uniform(0.5, 1.0) * MAINTENANCE
         self._sweep_at = params.sweep_interval
         self._merge_at = random.uniform(0.5, 1.5) * params.merge_interval
+
+    def size_nearby(self) -> float | None:
+        """About how many server-mode peers there are, None while we know nobody: from how near our neighbours are.
+
+        Whoever joins looks for its own key and so meets its neighbours, which makes this current and costs nothing.
+        """
+        nearest = self.table.nearest(self.contact.key, self.params.k)
+        return estimate_size(self.contact.key, nearest, self.params.k) if nearest else None
 
     def drain(self) -> list[Effect]:
         """The effects since the last call."""

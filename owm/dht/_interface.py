@@ -33,7 +33,7 @@ class DhtStatistics:
     queries_sent: int = 0
     queries_failed: int = 0
     queries_served: int = 0
-    network_size: float | None = None  #: estimate of server-mode peers
+    network_size: float | None = None  #: estimate of server-mode peers; None while we know nobody
     extra: dict[str, float] = field(default_factory=dict)
 
 

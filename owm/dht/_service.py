@@ -64,8 +64,9 @@ class KademliaDht(Dht):
         devnet: exempt local addresses from diversity, and dial them when others name them.
         in_region: which keys are stored and looked for in their whole region, against Sybils that crowd a key.
         idle: seconds without a query after which a stream, and a connection made only for it, is closed.
-        keep: connections that are kept up regardless.
-        crowd: connections above which unused ones are closed even where others opened them.
+        keep: unused connections that are kept up regardless.
+        crowd: unused connections above which some are closed even where others opened them.
+        wanted: whether somebody needs the connection with a peer though no stream shows it, as gossip's mesh does.
         most_links: peers that are asked at once; above it the stream that was unused longest is closed.
     """
 
@@ -85,6 +86,7 @@ class KademliaDht(Dht):
         idle: float = 10.0,
         keep: int = 6,
         crowd: int = 10,
+        wanted: Callable[[PeerId], bool] = lambda peer: False,
         most_links: int = 256,
     ) -> None:
         self._network = network
@@ -97,7 +99,7 @@ class KademliaDht(Dht):
         self._in_region = in_region or (lambda key: False)
         self._idle = idle
         self._most_links = most_links
-        self._thinning = Thinning(network, random, idle, keep, crowd, self._meet)
+        self._thinning = Thinning(network, random, idle, keep, crowd, self._meet, wanted)
         self._records = RecordValidator(network_id, clock)
         groups: GroupOf = (lambda a: None if is_local(a) else group_of(a)) if devnet else group_of
         self.core = KademliaCore(
@@ -213,7 +215,7 @@ class KademliaDht(Dht):
             queries_sent=core.sent,
             queries_failed=core.failed,
             queries_served=core.served,
-            network_size=core.size.size,
+            network_size=core.size_nearby(),
             extra={"links": len(self._links), "merges": core.merges, "splits": core.splits},
         )
 

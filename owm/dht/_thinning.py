@@ -14,9 +14,13 @@ __all__ = ["Thinning"]
 
 
 class Thinning:
-    """Closes connections without any stream for a while: ours above ``keep``, anybody's above ``crowd``.
+    """Closes connections that are not used for a while: of those, ours above ``keep`` and anybody's above ``crowd``.
+
+    Ours, which were made for a query, are unused although a lasting stream came along, as gossip's does with every
+    connection; of others we cannot know what their peer has them for.
 
     Args:
+        wanted: whether a connection is needed that no stream shows to be used.
         idle: seconds after which a connection counts as unused, about.
         look: called with all connections at each round.
     """
@@ -29,6 +33,7 @@ class Thinning:
         keep: int,
         crowd: int,
         look: Callable[[Sequence[Connection]], None],
+        wanted: Callable[[PeerId], bool],
     ) -> None:
         self.dialled: set[PeerId] = set()  #: connections that are here for our queries
         self._network = network
@@ -37,6 +42,7 @@ class Thinning:
         self._keep = keep
         self._crowd = crowd
         self._look = look
+        self._wanted = wanted
 
     async def run(self) -> None:
         """Look now and then, until cancelled."""
@@ -45,9 +51,17 @@ class Thinning:
             await trio.sleep(self._idle * self._random.uniform(0.4, 0.8))
             connections = self._network.connections()
             self._look(connections)
-            before, unused = unused, {c.peer for c in connections if not c.streams and not c.protected}
+            before, unused = unused, self._unused(connections)
             self.dialled &= {c.peer for c in connections}
             for peer in sorted(unused & before, key=lambda peer: (peer not in self.dialled, peer)):
                 # Counted anew each time, as the others close connections too.
-                if len(self._network.connections()) > (self._keep if peer in self.dialled else self._crowd):
+                left = len(self._unused(self._network.connections()))
+                if left > (self._keep if peer in self.dialled else self._crowd):
                     await self._network.disconnect(peer)
+
+    def _unused(self, connections: Sequence[Connection]) -> set[PeerId]:
+        return {
+            c.peer
+            for c in connections
+            if not (c.busy if c.peer in self.dialled else c.streams) and not c.protected and not self._wanted(c.peer)
+        }

@@ -36,8 +36,6 @@ _KEEP_LINKS_EVERY: Final = 20.0
 _RELAYS: Final = 8  # of one topic, on average, beside those that read it
 _LONGEST_PAUSE: Final = 600.0  # between two searches for subscribers that find nobody
 _RECONSIDER_EVERY: Final = 60.0
-_SURVEY_EVERY: Final = 1800.0
-_SURVEYS: Final = 8  # the DHT takes the median of its last 15 searches
 _TURN: Final = 3600.0  # seconds until relays change
 _GOLDEN: Final = 0.6180339887  # multiples of it fall evenly into every part of 0 to 1
 _FIRST_LINKS_AFTER: Final = 1.0
@@ -196,13 +194,8 @@ class ManifestTopics:
     async def _reconsider(self) -> None:
         """Leave relaying to others, or take it up again, as the network grows and shrinks."""
         wanted, relaying = set(self._relays), self._relaying
-        surveyed = -_SURVEY_EVERY
         while wanted and not self._subscribed_all:
             await trio.sleep(_RECONSIDER_EVERY * self._random.uniform(0.75, 1.25))
-            if trio.current_time() - surveyed >= _SURVEY_EVERY:
-                for _ in range(_SURVEYS):  # each search tells the DHT how large the network is now
-                    await self._dht.find_providers(self._random.randbytes(32), 1)
-                surveyed = trio.current_time()
             size = self._dht.statistics().network_size
             if size is None or self._subscribed_all:
                 continue

@@ -256,6 +256,10 @@ class GossipCore(Generic[P]):
         found = self._state.topics.get(topic)
         return tuple(found.mesh) if found else ()
 
+    def needs(self, peer: P) -> bool:
+        """Whether the peer is in a mesh or a fan-out of ours."""
+        return any(peer in topic.mesh or peer in topic.fanout for topic in self._state.topics.values())
+
     def subscribers(self, topic: str) -> tuple[P, ...]:
         """Connected peers that are subscribed."""
         found = self._state.topics.get(topic)

@@ -77,7 +77,7 @@ class GossipParams:
     gossip_factor: float = 0.25
     heartbeat: float = 1.0
     forward_delay: float = 0.05  #: seconds at most between accepting and forwarding; 0: at once, as others do
-    forward_delay_busy: float = 0.25  #: the same while so many messages come that those held share their RPCs
+    forward_delay_busy: float = 0.3  #: the same while so many messages come that those held share their RPCs
     history: int = 5  #: heartbeats for which messages can be asked for
     history_gossip: int = 3  #: of them, announced with IHAVE
     fanout_ttl: float = 60.0

@@ -83,7 +83,7 @@ class GossipShell:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             for protocol in self._protocols:
-                self._network.handle(protocol, self._on_stream, max_streams=2, control=True)
+                self._network.handle(protocol, self._on_stream, max_streams=2, control=True, lasting=True)
             nursery.start_soon(self._watch)
             nursery.start_soon(self._beat)
             nursery.start_soon(self._forward)

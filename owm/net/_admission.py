@@ -20,6 +20,7 @@ _FRUGAL: Final = 4  # unprotected connections that are kept when the day's bytes
 # A peer that leaves and comes back for ever is turned away for a while (20 returns in a row are in order).
 _RETURNS: Final = Rate(per_second=0.5, burst=30)
 _SHARED: Final = frozenset({ONION_GROUP, "relay", "dns", "other"})  # groups of many operators
+_MOMENT: Final = 2.0  # seconds after which who has nothing to say makes room for a newcomer
 _SHARED_PART: Final = 5  # of the connections that we open, one of those groups may hold a fifth
 HANDSHAKE_BYTES: Final = 1500  #: what a handshake costs, about, whoever it is with
 
@@ -116,13 +117,13 @@ class Admission:
             return self._refuse("too many connections with that peer")
         if self.is_protected(peer):
             return self._refuse("all connections are taken") if len(self._slots) >= limits.max_connections else None
-        if len(self._slots) >= limits.max_connections - limits.reserved_protected:
+        if not self._has_room(len(self._slots), limits.max_connections - limits.reserved_protected, now):
             return self._refuse("all connections are taken")
         if not inbound:
             if not self._is_exempt(address) and self._outbound[group_of(address)] >= self._outbound_share(address):
                 return self._refuse("enough connections to that subnet")
             return None
-        if self._inbound_total >= limits.max_inbound:
+        if not self._has_room(self._inbound_total, limits.max_inbound, now):
             return self._refuse("all inbound connections are taken")
         if not self._is_exempt(address) and self._inbound[group_of(address)] >= limits.max_per_subnet:
             return self._refuse("too many connections from that subnet")
@@ -171,8 +172,20 @@ class Admission:
         """The connections to close: none up to the high-water mark, else down to the low-water mark.
 
         The worst scores go first, then inbound before outbound, members of crowded subnets, the longest idle.
-        Protected peers, and connections younger than the grace period, stay.
+        Protected peers, and connections younger than the grace period, stay; but a newcomer that was admitted to a
+        full house takes the place of one that came from outside and is idle.
         """
+        chosen = self._beyond_marks(now)
+        limits = self._limits
+        full = max(
+            len(self._slots) - (limits.max_connections - limits.reserved_protected),
+            self._inbound_total - limits.max_inbound,
+        )
+        if full > len(chosen):
+            chosen += [key for key in self._replaceable(now) if key not in chosen][: full - len(chosen)]
+        return chosen
+
+    def _beyond_marks(self, now: float) -> list[Hashable]:
         low, high = self._limits.low_water, self._limits.high_water
         if self.is_spent(now):  # the day's bytes are used up: a few connections are enough to stay in touch
             low = high = min(low, _FRUGAL)
@@ -187,6 +200,23 @@ class Admission:
         ]
         loose.sort(key=lambda entry: entry[:5])
         return [entry[5] for entry in loose[:excess]]
+
+    def _has_room(self, taken: int, most: int, now: float) -> bool:
+        """Whether one more of ``most`` places is free, or can be: one newcomer at a time may displace an idle one."""
+        if taken < most:
+            return True
+        beyond = taken > most or len(self._slots) + 1 >= self._limits.max_connections
+        return not beyond and bool(self._replaceable(now))
+
+    def _replaceable(self, now: float) -> list[Hashable]:
+        """Connections that others opened and that are idle for a moment, the least wanted first."""
+        idle = [
+            (self._penalties.score(slot.peer, now), slot.used, order, key)
+            for order, (key, slot) in enumerate(self._slots.items())
+            if slot.inbound and now - slot.used >= _MOMENT and not self.is_protected(slot.peer)
+        ]
+        idle.sort(key=lambda entry: entry[:3])
+        return [entry[3] for entry in idle]
 
     def _outbound_share(self, address: str) -> int:
         """Connections that we open to one subnet group at most."""

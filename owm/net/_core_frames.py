@@ -91,6 +91,11 @@ class FrameDecoder:
             ProtocolViolation: a length that is no varint.
         """
         buffer = self._buffer
+        if not buffer and self._length is None and len(data) > 2:  # most often one whole frame comes: no copies then
+            read = decode_varint(data)
+            if read is not None and sum(read) == len(data) and read[0] <= self.max_frame:
+                self.completed += 1
+                return [data[read[1] :]]
         buffer += data
         frames: list[bytes] = []
         position = 0

@@ -72,6 +72,7 @@ class Connection:
     address: str  #: the remote's multiaddr
     opened: float  #: monotonic seconds when it came up
     streams: int  #: streams open now
+    busy: bool  #: whether one of them shows that the connection is used: it is not of a lasting protocol
     round_trip: float | None  #: seconds, smoothed; None until measured
     score: float  #: 0 down to -100
     protected: bool  #: exempt from trimming
@@ -238,14 +239,16 @@ class Network(ABC):
         *,
         max_streams: int = 8,
         control: bool = False,
+        lasting: bool = False,
         rate: Rate | None = None,
     ) -> None:
         """Serve ``protocol``: each inbound stream runs ``handler`` in its own task, closed when it returns.
 
         What a handler raises resets its stream and is logged; it never reaches the network.
         ``max_streams`` bounds how many one peer may hold open at once. ``control`` protocols keep a peer in the
-        network: they go on, slowly, when the day's bytes are used up, and no others do. ``rate`` is how often one
-        peer may open a stream, where that is not the usual one of the limits; we keep to it ourselves.
+        network: they go on, slowly, when the day's bytes are used up, and no others do. Streams of
+        ``lasting`` protocols stay open as long as their connection: they are no sign that it is used. ``rate`` is how
+        often one peer may open a stream, where that is not the usual one of the limits; we keep to it ourselves.
         """
 
     @abstractmethod

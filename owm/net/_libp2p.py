@@ -301,11 +301,12 @@ class Libp2pNetwork(Network):
         *,
         max_streams: int = 8,
         control: bool = False,
+        lasting: bool = False,
         rate: Rate | None = None,
     ) -> None:
         if rate is not None:
             self._quotas.set_rate(protocol, rate)
-        self._server.handle(protocol, handler, max_streams, control=control)
+        self._server.handle(protocol, handler, max_streams, control=control, lasting=lasting)
         self._library.announce(protocol)
 
     def stream_opened(self, connection: MuxedConnection, stream: MuxedStream) -> None:
@@ -342,6 +343,7 @@ class Libp2pNetwork(Network):
             address=ends[0].address,
             opened=ends[0].opened,
             streams=sum(len(end.streams) for end in ends),
+            busy=any(not self._server.is_lasting(s.protocol) for end in ends for s in end.streams.values()),
             round_trip=ends[0].round_trip,
             score=self.penalties.score(peer, self._clock.monotonic()),
             protected=self._admission.is_protected(peer),

@@ -268,11 +268,12 @@ class MemoryNetwork(Network):
         *,
         max_streams: int = 8,
         control: bool = False,
+        lasting: bool = False,
         rate: Rate | None = None,
     ) -> None:
         if rate is not None:
             self._quotas.set_rate(protocol, rate)
-        self._server.handle(protocol, handler, max_streams, control=control)
+        self._server.handle(protocol, handler, max_streams, control=control, lasting=lasting)
 
     def events(self) -> trio.MemoryReceiveChannel[NetworkEvent]:
         return self._events.subscribe(
@@ -294,6 +295,7 @@ class MemoryNetwork(Network):
             address=ends[0].address,
             opened=ends[0].opened,
             streams=sum(len(end.streams) for end in ends),
+            busy=any(not self._server.is_lasting(s.protocol) for end in ends for s in end.streams.values()),
             round_trip=ends[0].round_trip,
             score=self.penalties.score(peer, trio.current_time()),
             protected=self._admission.is_protected(peer),

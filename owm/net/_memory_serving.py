@@ -25,15 +25,17 @@ class MemoryServer:
     def __init__(self) -> None:
         self._handlers: dict[str, tuple[Handler, int]] = {}
         self._control: set[str] = set()
+        self._lasting: set[str] = set()
         self._serving: Counter[tuple[PeerId, str]] = Counter()
 
     @property
     def protocols(self) -> tuple[str, ...]:
         return tuple(self._handlers)
 
-    def handle(self, protocol: str, handler: Handler, max_streams: int, *, control: bool) -> None:
+    def handle(self, protocol: str, handler: Handler, max_streams: int, *, control: bool, lasting: bool) -> None:
         self._handlers[protocol] = (handler, max_streams)
         (self._control.add if control else self._control.discard)(protocol)
+        (self._lasting.add if lasting else self._lasting.discard)(protocol)
 
     def speaks(self, protocol: str) -> bool:
         return protocol in self._handlers
@@ -41,6 +43,10 @@ class MemoryServer:
     def is_control(self, protocol: str) -> bool:
         """Whether a protocol keeps us in the network."""
         return protocol in self._control
+
+    def is_lasting(self, protocol: str) -> bool:
+        """Whether streams of a protocol stay open as long as their connection."""
+        return protocol in self._lasting
 
     def start(self, stream: MemoryStream, nursery: trio.Nursery) -> StreamReset | None:
         """Run the handler of a stream, or say why not."""

@@ -93,15 +93,21 @@ class StreamServer:
         self._faults = faults
         self._handlers: dict[str, tuple[Handler, int]] = {}
         self._control: set[str] = set(others)
+        self._lasting: set[str] = set()
         self._serving: Counter[tuple[PeerId, str]] = Counter()
 
-    def handle(self, protocol: str, handler: Handler, max_streams: int, *, control: bool) -> None:
+    def handle(self, protocol: str, handler: Handler, max_streams: int, *, control: bool, lasting: bool) -> None:
         self._handlers[protocol] = (handler, max_streams)
         (self._control.add if control else self._control.discard)(protocol)
+        (self._lasting.add if lasting else self._lasting.discard)(protocol)
 
     def is_control(self, protocol: str) -> bool:
         """Whether a protocol keeps us in the network."""
         return protocol in self._control
+
+    def is_lasting(self, protocol: str) -> bool:
+        """Whether streams of a protocol stay open as long as their connection."""
+        return protocol in self._lasting
 
     async def serve(self, stream: MuxedStream) -> None:
         """Agree on a protocol and run its handler; never raises but for cancellation."""

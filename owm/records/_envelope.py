@@ -44,23 +44,32 @@ def _varint(value: int) -> bytes:
     return bytes(out)
 
 
+def _long_length(data: bytes, offset: int, length: int) -> tuple[int, int]:
+    """A length of several bytes, of which the first is read."""
+    for shift in (7, 14, 21):
+        if offset >= len(data):
+            break
+        byte = data[offset]
+        offset += 1
+        length |= (byte & 0x7F) << shift
+        if byte == 0:
+            raise NonCanonical("a length in the envelope is not in its shortest form")
+        if byte < 0x80:
+            return length, offset
+    raise MalformedRecord("the envelope has a bad length")
+
+
 def _read_field(data: bytes, offset: int, tag: int) -> tuple[bytes, int]:
     """One length-delimited field; raises MalformedRecord or NonCanonical."""
     if offset >= len(data) or data[offset] != tag:
         raise MalformedRecord("the envelope's fields are missing or out of order")
-    offset += 1
-    length = shift = 0
-    while True:
-        if offset >= len(data) or shift > 21:
-            raise MalformedRecord("the envelope has a bad length")
-        byte = data[offset]
-        offset += 1
-        length |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            break
-        shift += 7
-    if shift and byte == 0:
-        raise NonCanonical("a length in the envelope is not in its shortest form")
+    try:
+        length = data[offset + 1]
+    except IndexError:
+        raise MalformedRecord("the envelope has a bad length") from None
+    offset += 2
+    if length > 0x7F:
+        length, offset = _long_length(data, offset, length & 0x7F)
     end = offset + length
     if end > len(data):
         raise MalformedRecord("the envelope is cut short")

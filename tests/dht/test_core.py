@@ -6,6 +6,7 @@ import math
 import re
 from pathlib import Path
 from random import Random
+from statistics import median
 
 import pytest
 
@@ -102,6 +103,18 @@ def test_a_joining_peer_becomes_known_to_its_neighbours():
     assert len(joiner.table) >= 25
     nearest = sorted(cores, key=lambda c: c.contact.key ^ joiner.contact.key)[:10]
     assert sum(joiner.contact.key in core.table for core in nearest) >= 8
+
+
+def test_a_peer_knows_how_large_the_network_is_without_asking_anybody():
+    net = Net()
+    assert net.add(contact(10_000), DhtParams()).size_nearby() is None
+    net = Net()
+    cores = net.grow(400)
+    sent = sum(core.sent for core in cores)
+    estimates = [core.size_nearby() or 0.0 for core in cores]
+    assert median(estimates) == pytest.approx(400, rel=0.2)
+    assert sum(200 < estimate < 800 for estimate in estimates) > 350
+    assert sum(core.sent for core in cores) == sent
 
 
 @pytest.mark.parametrize("size", [60, 400, 1500])

@@ -90,7 +90,7 @@ async def test_connections_through_relays_do_not_show_that_we_can_be_dialled(aut
 
 async def test_a_client_is_found_through_the_peers_that_it_is_connected_to(autojump_clock):
     hub = MemoryHub(Random(6), WAN)
-    async with running_peers(12, hub) as peers:
+    async with running_peers(16, hub) as peers:
         client = hub.network(identity(100))
         async with client.running(), running_dht(client, DhtParams()) as dht:
             for peer in peers[:4]:

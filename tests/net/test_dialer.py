@@ -210,6 +210,31 @@ def test_protected_peers_find_a_slot_when_the_others_are_taken() -> None:
     assert core.admit(PEERS[8], "/ip4/99.0.0.1/tcp/1", inbound=True, now=0.0) is None
 
 
+def test_in_a_full_house_one_newcomer_at_a_time_takes_the_place_of_an_idle_inbound_peer() -> None:
+    core, penalties = admission(
+        max_connections=10, max_inbound=8, high_water=10, low_water=5, reserved_protected=2, grace_period=60.0
+    )
+    core.protect(PEERS[1], "tag", True)
+    for number, peer in enumerate(PEERS[:8]):
+        core.opened(peer, peer, f"/ip4/{number + 1}.0.0.1/tcp/1", inbound=number > 0, now=0.0)
+    here = "/ip4/99.0.0.1/tcp/1"
+    assert core.admit(PEERS[8], here, inbound=True, now=1.0) == "all connections are taken", "nobody is idle yet"
+    for busy in PEERS[2:6]:
+        core.used(busy, 4.0)
+    penalties.penalise(PEERS[7], Penalty.MID_TOLERANCE, "rude", 4.0)
+    assert core.to_trim(5.0) == [], "nobody goes for nothing"
+    assert core.admit(PEERS[8], here, inbound=True, now=5.0) is None
+    core.opened(PEERS[8], PEERS[8], here, inbound=True, now=5.0)
+    assert core.to_trim(5.0) == [PEERS[7]], "not who we dialled, who is protected or who is busy"
+    assert core.admit(PEERS[9], here, inbound=True, now=5.0), "one at a time: who goes takes a moment"
+    core.closed(PEERS[7])
+    assert core.admit(PEERS[9], here, inbound=False, now=5.0) is None, "it holds for our own dials too"
+    core.opened(PEERS[9], PEERS[9], here, inbound=False, now=5.0)
+    assert core.to_trim(5.0) == [PEERS[6]]
+    core.closed(PEERS[6])
+    assert core.admit(PEERS[10], here, inbound=True, now=5.0) == "all connections are taken"
+
+
 def test_the_days_bytes_turn_away_newcomers() -> None:
     core, _ = admission(max_bytes_per_day=1_000_000)
     core.opened("key", PEERS[0], "/ip4/9.0.0.1/tcp/1", inbound=True, now=0.0)
