@@ -304,7 +304,7 @@ class Operations(CoreState):
             message = self._ask(MessageType.PUT_VALUE, operation.key, operation.best)
             for contact in operation.outdated[:5]:
                 self._send(Query(contact, None), message, now)
-        if operation.joins:
+        if operation.joins and operation.strangers * 2 >= len(closest):  # what is mostly known needs no second look
             for bucket in self.table.thin_buckets():
                 self.start_refresh(bucket, now)
         if operation.split and operation.strangers * 2 > max(1, len(closest)):

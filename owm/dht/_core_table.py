@@ -240,8 +240,9 @@ class RoutingTable:
         return (full[-1] if full else 0) + 2
 
     def thin_buckets(self) -> list[int]:
-        """The buckets that could hold more peers than they do, deepest ones left out."""
-        return [i for i, bucket in enumerate(self._buckets[:-1]) if len(bucket) < self._params.k][:MAX_PREFIX_BITS]
+        """The buckets that could hold more peers than they do, down to where looking ourselves up finds all."""
+        depth = min(self._depth(), MAX_PREFIX_BITS, len(self._buckets) - 1)
+        return [i for i, bucket in enumerate(self._buckets[:depth]) if len(bucket) < self._params.k]
 
     def bucket_sizes(self) -> list[int]:
         return [len(bucket) for bucket in self._buckets]
