@@ -121,9 +121,11 @@ class Joiner:
 
     async def _watch(self) -> None:
         """Notice at once when the last connection goes, and when somebody dials us who were alone."""
+        peers: set[PeerId] = set()
         async with self._network.events() as events:
             async for event in events:
-                connected = isinstance(event, PeerConnected) or bool(self._network.connections())
+                (peers.add if isinstance(event, PeerConnected) else peers.discard)(event.peer)
+                connected = bool(peers)
                 if connected != self.status.joined:
                     self.status.joined = False
                     self._turned.set()

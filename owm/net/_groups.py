@@ -6,6 +6,7 @@ one operator's allocation (Bitcoin Core's netgroups and libp2p's kad-dht diversi
 
 from __future__ import annotations
 
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 
 __all__ = ["ONION_GROUP", "group_of", "is_local"]
@@ -13,8 +14,10 @@ __all__ = ["ONION_GROUP", "group_of", "is_local"]
 ONION_GROUP = "onion"
 _NAME_PROTOCOLS = frozenset({"dns", "dns4", "dns6", "dnsaddr"})
 _ONION_PROTOCOLS = frozenset({"onion", "onion3"})
+_KNOWN = 4096  # addresses whose group is remembered: the same few are judged again and again
 
 
+@lru_cache(maxsize=_KNOWN)
 def group_of(multiaddr: str) -> str:
     """The group of an address: ``"ip4:203.0"``, ``"ip6:2001:db8"``, ``"onion"``, ``"dns"``, ``"relay"`` or ``"other"``.
 
@@ -37,6 +40,7 @@ def group_of(multiaddr: str) -> str:
     return "other"
 
 
+@lru_cache(maxsize=_KNOWN)
 def is_local(multiaddr: str) -> bool:
     """Whether the address is loopback, link-local or private; only devnets exempt these from caps. Never raises."""
     parts = multiaddr.split("/", 4)
