@@ -156,6 +156,15 @@ class Lookup:
         """Whether every path has ended. Ask after :meth:`next_queries`."""
         return all(path.done for path in self._paths)
 
+    def widen(self) -> bool:
+        """Go on and ask all of the k nearest, where fewer were enough so far; False when that has been done."""
+        if self._beta >= self._params.k:
+            return False
+        self._beta = self._params.k
+        for path in self._paths:
+            path.done = False
+        return True
+
     def stop(self) -> None:
         """End now: enough was found."""
         self.cut_short = True

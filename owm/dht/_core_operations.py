@@ -214,6 +214,9 @@ class Operations(CoreState):
                 while (contact := whereabouts.next_probe()) is not None:
                     self._send(Query(contact, operation, probe=True), operation.messages[0], now)
                 ended = ended and not whereabouts.open
+            if ended and operation.kind is Kind.FIND_PEER and any([lookup.widen() for lookup in operation.lookups]):
+                self._advance(operation, now)  # the few nearest may be liars, and only now does it matter
+                return
             if not ended and not self._near_enough(operation):
                 return
             if operation.unsized:

@@ -67,7 +67,8 @@ class KademliaDht(Dht):
         keep: unused connections that are kept up regardless.
         crowd: unused connections above which some are closed even where others opened them.
         wanted: whether somebody needs the connection with a peer though no stream shows it, as gossip's mesh does.
-        most_links: peers that are asked at once; above it the stream that was unused longest is closed.
+        few_links: peers with a stream, above which the one that was unused longest makes room for the next.
+        most_links: peers that are asked at once.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class KademliaDht(Dht):
         keep: int = 6,
         crowd: int = 10,
         wanted: Callable[[PeerId], bool] = lambda peer: False,
+        few_links: int = 24,
         most_links: int = 256,
     ) -> None:
         self._network = network
@@ -98,6 +100,7 @@ class KademliaDht(Dht):
         self._devnet = devnet
         self._in_region = in_region or (lambda key: False)
         self._idle = idle
+        self._few_links = min(few_links, most_links)
         self._most_links = most_links
         self._thinning = Thinning(network, random, idle, keep, crowd, self._meet, wanted)
         self._records = RecordValidator(network_id, clock)
@@ -271,12 +274,12 @@ class KademliaDht(Dht):
         self._nursery.start_soon(self._run_link, link)
 
     def _has_room(self) -> bool:
-        """Whether one more link may be opened; where there are too many, the one unused longest is closed."""
-        if len(self._links) < self._most_links:
+        """Whether one more link may be opened; where there are many, the one unused longest is closed."""
+        if len(self._links) < self._few_links:
             return True
         unused = next((peer for peer, link in self._links.items() if link.idle), None)
         if unused is None:
-            return False
+            return len(self._links) < self._most_links
         self._links.pop(unused).end()
         return True
 
@@ -311,8 +314,8 @@ class KademliaDht(Dht):
         finally:
             if self._links.get(link.contact.id) is link:
                 del self._links[link.contact.id]
-            if link.dialled:
-                self._thinning.dialled.add(link.peer)
+        if link.dialled:
+            await self._thinning.let_go(link.peer)
 
     def _meet(self, connections: Sequence[Connection]) -> None:
         """Foreign peers do not greet; what they say on connecting tells who serves the DHT and where."""

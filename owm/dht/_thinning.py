@@ -44,11 +44,19 @@ class Thinning:
         self._look = look
         self._wanted = wanted
 
+    async def let_go(self, peer: PeerId) -> None:
+        """A query's connection has done its work: close it, unless few of them are open or somebody else needs it."""
+        self.dialled.add(peer)
+        connection = self._network.connection(peer)
+        if len(self.dialled) > self._keep and connection is not None and self._is_unused(connection):
+            self.dialled.discard(peer)
+            await self._network.disconnect(peer)
+
     async def run(self) -> None:
         """Look now and then, until cancelled."""
         unused: set[PeerId] = set()
         while True:
-            await trio.sleep(self._idle * self._random.uniform(0.4, 0.8))
+            await trio.sleep(self._idle * self._random.uniform(0.8, 1.6))
             connections = self._network.connections()
             self._look(connections)
             before, unused = unused, self._unused(connections)
@@ -60,8 +68,8 @@ class Thinning:
                     await self._network.disconnect(peer)
 
     def _unused(self, connections: Sequence[Connection]) -> set[PeerId]:
-        return {
-            c.peer
-            for c in connections
-            if not (c.busy if c.peer in self.dialled else c.streams) and not c.protected and not self._wanted(c.peer)
-        }
+        return {connection.peer for connection in connections if self._is_unused(connection)}
+
+    def _is_unused(self, connection: Connection) -> bool:
+        busy = connection.busy if connection.peer in self.dialled else connection.streams > 0
+        return not busy and not connection.protected and not self._wanted(connection.peer)

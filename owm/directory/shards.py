@@ -36,6 +36,7 @@ _KEEP_LINKS_EVERY: Final = 20.0
 _RELAYS: Final = 4  # of one topic, on average, beside those that read it
 _LONGEST_PAUSE: Final = 600.0  # between two searches for subscribers that find nobody
 _RECONSIDER_EVERY: Final = 60.0
+_SETTLED_AFTER: Final = 5.0  # seconds after which who knows nobody is taken to be alone
 _TURN: Final = 3600.0  # seconds until relays change
 _GOLDEN: Final = 0.6180339887  # multiples of it fall evenly into every part of 0 to 1
 _FIRST_LINKS_AFTER: Final = 1.0
@@ -95,7 +96,7 @@ class ManifestTopics:
         self._network = network
         self._random = random
         self._relays: tuple[int, ...] = _relayed(network.peer_id) if relay else ()
-        self._relaying = set(self._relays)
+        self._relaying: set[int] = set()
         self._place = int.from_bytes(network.peer_id[-5:-3], "big") / 0x10000  # ours among all peers, at first
         self._topics = tuple(f"/owm/{network_id}/manifest/{shard:02x}" for shard in range(SHARDS))
         self._own = shard_of(network.peer_id)
@@ -109,11 +110,8 @@ class ManifestTopics:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Self]:
         """Relay and keep links until the block ends."""
-        for shard in self._relays:
-            self._relay(shard)
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            nursery.start_soon(self._provide)
             nursery.start_soon(self._keep_links)
             nursery.start_soon(self._reconsider)
             try:
@@ -192,22 +190,22 @@ class ManifestTopics:
         return (self._place + trio.current_time() // _TURN * _GOLDEN) % 1.0
 
     async def _reconsider(self) -> None:
-        """Leave relaying to others, or take it up again, as the network grows and shrinks."""
-        wanted, relaying = set(self._relays), self._relaying
-        while wanted and not self._subscribed_all:
-            await trio.sleep(_RECONSIDER_EVERY * self._random.uniform(0.75, 1.25))
-            size = self._dht.statistics().network_size
-            if size is None or self._subscribed_all:
-                continue
-            needed = _RELAYS * SHARDS / (len(wanted) * max(1.0, size))
+        """Take up relaying, or leave it to others, as the network grows and shrinks."""
+        with trio.move_on_after(_SETTLED_AFTER):  # whoever joins a large network need not begin what it will not do
+            while self._dht.statistics().network_size is None:  # noqa: ASYNC110 - nobody tells
+                await trio.sleep(_SETTLED_AFTER / 20)
+        while self._relays and not self._subscribed_all:
+            size = self._dht.statistics().network_size or 1.0
+            needed = _RELAYS * SHARDS / (len(self._relays) * size)
             share = self._share()
-            if relaying and share > 1.25 * needed:
+            if self._relaying and share > 1.25 * needed:
                 await self._leave_relaying()
-            elif not relaying and share <= needed:
-                for shard in sorted(wanted):
+            elif not self._relaying and share <= needed:
+                for shard in sorted(self._relays):
                     self._relay(shard)
-                relaying |= wanted
+                self._relaying |= set(self._relays)
                 await self._provide()
+            await trio.sleep(_RECONSIDER_EVERY * self._random.uniform(0.75, 1.25))
 
     async def _leave_relaying(self) -> None:
         """Leave the relayed topics one by one; whoever subscribes to all meanwhile keeps those that are left."""

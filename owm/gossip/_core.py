@@ -105,6 +105,11 @@ class GossipCore(Generic[P]):
         self.counters.published += 1
         topic = state.topic(message.topic)
         peers: dict[P, Peer[P]] = dict(topic.mesh)
+        if not topic.subscribed:
+            topic.fanout_until = now + params.fanout_ttl
+            if len(topic.fanout) < params.d:
+                self._meshes.fill_fanout(topic)
+            peers.update(topic.fanout)
         low = params.score.publish_threshold
         if params.flood_publish:
             others = [p for p in topic.peers.values() if p.id not in peers and p.score.value >= low]
@@ -114,12 +119,7 @@ class GossipCore(Generic[P]):
             others = [p for p in topic.peers.values() if p.id not in peers and p.score.value >= low]
             missing = min(len(others), params.d - len(peers))
             peers.update((p.id, p) for p in state.random.sample(others, missing))
-        if not topic.subscribed:
-            topic.fanout_until = now + params.fanout_ttl
-            if len(topic.fanout) < params.d:
-                self._meshes.fill_fanout(topic)
-            peers.update(topic.fanout)
-            state.forget_if_unused(topic)
+        state.forget_if_unused(topic)
         rpc = Rpc(publish=(message,))
         for peer in peers.values():
             if message.id not in peer.dont_want:

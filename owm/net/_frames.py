@@ -126,7 +126,7 @@ async def pump_frames(stream: Stream, max_frame: int, sink: Callable[[bytes], No
         elif now - since > seconds_for(decoder.length):
             raise ProtocolViolation("a frame comes in too slowly")
 
-    await stream.pump(take, look, seconds_for(0) / 2)
+    await stream.pump(take, look, 1.5 * seconds_for(0))  # rarely: peers have dozens of streams that are silent
     if decoder.is_inside_frame:
         raise StreamReset("the stream ended within a frame")
 

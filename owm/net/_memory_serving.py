@@ -24,16 +24,18 @@ class MemoryServer:
 
     def __init__(self) -> None:
         self._handlers: dict[str, tuple[Handler, int]] = {}
+        self._protocols: tuple[str, ...] = ()
         self._control: set[str] = set()
         self._lasting: set[str] = set()
         self._serving: Counter[tuple[PeerId, str]] = Counter()
 
     @property
     def protocols(self) -> tuple[str, ...]:
-        return tuple(self._handlers)
+        return self._protocols
 
     def handle(self, protocol: str, handler: Handler, max_streams: int, *, control: bool, lasting: bool) -> None:
         self._handlers[protocol] = (handler, max_streams)
+        self._protocols = tuple(self._handlers)
         (self._control.add if control else self._control.discard)(protocol)
         (self._lasting.add if lasting else self._lasting.discard)(protocol)
 

@@ -186,6 +186,28 @@ def test_false_addresses_of_a_sought_peer_are_not_believed():
 
 
 @pytest.mark.attack("D5")
+def test_a_peer_is_found_though_the_nearest_to_it_all_lie():
+    """The eight nearest give a false address, or keep silent about it: the others of the k nearest are asked then."""
+    for lies in (True, False):
+        net = Net(seed=11)
+        cores = net.grow(120)
+        sought, seeker = cores[60], cores[7]
+
+        def lie(asker: Contact, message: Message, lies: bool = lies, sought: Contact = sought.contact) -> Message:
+            false = (Contact(message.key, ("/ip4/66.6.6.6/tcp/666",)),) if lies and message.key == sought.id else ()
+            return Message(message.type, message.key, closer=false)
+
+        near = sorted((c for c in cores if c not in (sought, seeker)), key=lambda c: c.contact.key ^ sought.contact.key)
+        for core in near[:8]:
+            net.liars[core.contact.id] = lie
+        seeker.table.remove(sought.contact.key)
+        for core in near[:12]:
+            seeker.table.heard(core.contact, net.now)
+        found = net.run(seeker, seeker.start_find_peer(sought.contact.id, net.now)).peer
+        assert found == sought.contact
+
+
+@pytest.mark.attack("D5")
 @pytest.mark.parametrize("false", ["/ip4/10.255.0.1/tcp/1", "black hole", "somebody else"])
 async def test_false_addresses_hold_up_a_search_for_a_moment_at_most(autojump_clock, false):
     """Refused, silent, or of another peer: the sought peer is found at its own address, within 3 s."""
@@ -211,7 +233,7 @@ async def test_false_addresses_hold_up_a_search_for_a_moment_at_most(autojump_cl
 
             for liar in liars:
                 liar.network.handle(dht_protocol(NETWORK), lie)
-            await trio.sleep(30)  # until the streams of before have ended
+            await trio.sleep(60)  # until the streams of before have ended
             seeker.dht.core.table.remove(target)
             await seeker.network.disconnect(sought.identity.peer_id)
             began = trio.current_time()

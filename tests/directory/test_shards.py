@@ -42,7 +42,7 @@ class Gossip:
 
 
 class Dht:
-    size = 10.0
+    size: float | None = 10.0
 
     def __init__(self) -> None:
         self.provided: set[bytes] = set()
@@ -105,7 +105,6 @@ async def test_who_left_relaying_to_others_and_then_reads_all_still_refuses_what
     reader, liar = Identity(bytes([255]) * 32), Identity(bytes([2]) * 32)
     networks = [hub.network(who) for who in (reader, liar)]
     dht = Dht()
-    dht.size = 1e6  # so large that others relay
     async with AsyncExitStack() as stack:
         gossips = []
         for number, network in enumerate(networks):
@@ -118,6 +117,7 @@ async def test_who_left_relaying_to_others_and_then_reads_all_still_refuses_what
         await trio.sleep(1)
         relayed = gossips[0].core.subscriptions()
         assert len(relayed) == 2
+        dht.size = 1e6  # so large that others relay
         await trio.sleep(100)
         assert gossips[0].core.subscriptions() == ()
         channel = await topics.subscribe_all()
@@ -132,13 +132,36 @@ async def test_who_left_relaying_to_others_and_then_reads_all_still_refuses_what
         assert gossips[0].statistics().rejected == 2
 
 
+async def test_who_joins_a_large_network_does_not_begin_to_relay(autojump_clock: MockClock) -> None:
+    gossip, dht = Gossip(), Dht()
+    dht.size = None  # nobody is known at first
+    network = MemoryHub(Random(1)).network(Identity(bytes([255]) * 32))
+    topics = ManifestTopics(gossip, dht, network, "net", Random(3))  # type: ignore[arg-type]
+    async with topics.running():
+        await trio.sleep(2)
+        assert not gossip.relayed
+        dht.size = 1e6
+        await trio.sleep(200)
+        assert not gossip.relayed and not dht.provided
+        dht.size = 10.0
+        await trio.sleep(100)
+        assert len(gossip.relayed) == len(dht.provided) == 2
+
+
+async def test_who_is_alone_begins_to_relay_within_seconds(autojump_clock: MockClock) -> None:
+    gossip, dht = Gossip(), Dht()
+    dht.size = None
+    network = MemoryHub(Random(1)).network(Identity(bytes([255]) * 32))
+    async with ManifestTopics(gossip, dht, network, "net", Random(3)).running():  # type: ignore[arg-type]
+        await trio.sleep(6)
+        assert len(gossip.relayed) == len(dht.provided) == 2
+
+
 async def test_who_begins_to_read_all_while_it_leaves_relaying_keeps_every_topic(autojump_clock: MockClock) -> None:
     hub, clock = MemoryHub(Random(1)), TrioClock()
     network = hub.network(Identity(bytes([255]) * 32))
 
     class SlowDht(Dht):
-        size = 1e6
-
         async def unprovide(self, key: bytes) -> None:
             await trio.sleep(5)
             await super().unprovide(key)
@@ -150,6 +173,9 @@ async def test_who_begins_to_read_all_while_it_leaves_relaying_keeps_every_topic
         dht = SlowDht()
         topics = ManifestTopics(service, dht, network, NETWORK, Random(3))  # type: ignore[arg-type]
         await stack.enter_async_context(topics.running())
+        await trio.sleep(1)
+        assert len(service.core.subscriptions()) == 2
+        dht.size = 1e6
         while len(service.core.subscriptions()) != 1:  # noqa: ASYNC110 - nobody tells
             await trio.sleep(1)
         await topics.subscribe_all()

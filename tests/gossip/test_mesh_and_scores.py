@@ -194,6 +194,18 @@ def test_what_is_not_accepted_goes_nowhere(verdict: Verdict) -> None:
     assert (made.score(1) < 0) == (verdict is Verdict.REJECT)
 
 
+def test_an_own_message_is_sent_to_so_many_peers_at_most_subscribed_or_not() -> None:
+    params = GossipParams(flood_max=8)
+    for subscribes in (True, False):
+        made: GossipCore[int] = GossipCore(0, params, Random(1), named)
+        if subscribes:
+            made.subscribe(TOPIC, 0.0)
+        for peer in range(1, 31):
+            arrive(made, peer)
+        made.heartbeat(0.0)
+        assert len(to(made.publish(message(1), 0.5))) == 8
+
+
 def test_flood_publishing_reaches_everybody_who_scores_well_enough() -> None:
     made = core(peers=20)
     made.heartbeat(0.0)
