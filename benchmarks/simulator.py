@@ -73,7 +73,7 @@ def _run_peers(nodes: int, kind: str) -> dict[str, Any]:
             scenario,
             duration=600.0,
             peers=Peers(gateways=4, late_gateways=2),
-            population=msgspec.structs.replace(scenario.population, join_interval=0.05),
+            population=msgspec.structs.replace(scenario.population, join_interval=0.2),
             workload=msgspec.structs.replace(scenario.workload, warm_up=300.0, queries=50),
             churn=ChurnModel(),
         )
