@@ -121,8 +121,8 @@ def save(name: str, results: Sequence[dict[str, object]], command: str, *, keep:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     before = json.loads(path.read_text(encoding="utf-8")).get("results", []) if keep and path.exists() else []
-    new = {result["metric"] for result in results}
-    results = [*(result for result in before if result["metric"] not in new), *results]
+    new = {(result["metric"], result["baseline_name"]) for result in results}
+    results = [*(result for result in before if (result["metric"], result["baseline_name"]) not in new), *results]
     path.write_text(json.dumps({**found, "results": results}, indent=1) + "\n", encoding="utf-8")
     return path
 

@@ -151,6 +151,10 @@ def _compiled(quick: bool) -> str:
 
 def run(quick: bool) -> list[Result]:
     """All arms, one after the other; ``--quick``: 20 nodes, beside go-libp2p alone, and nothing up to its limit."""
+    return [*_beside_go(quick), *_in_one_process(quick)]
+
+
+def _beside_go(quick: bool) -> list[Result]:
     seconds, nodes = (4.0, 20) if quick else (15.0, 50)
     results: list[Result] = []
     two = trio.run(_ours, nodes, 2, [40.0] if quick else [40.0, 80.0, 120.0, 160.0, 240.0, 320.0, 400.0], seconds)
@@ -174,19 +178,21 @@ def run(quick: bool) -> list[Result]:
             Result("CPU per delivery, compiled cores", "ms", _cost(fast), _cost(go), "go-libp2p", 0.35),
             Result("delivered, compiled cores", "", _delivered(fast, nodes), goal=1.0, relation=">="),
         ]
-    return results if quick else results + _in_one_process(seconds) + _limit_beside_go(two, nodes)
+    return results if quick else [*results, _limit_beside_go(two, nodes)]
 
 
-def _in_one_process(seconds: float) -> list[Result]:
-    """20 nodes in one process, beside libraries that cannot carry more."""
-    one = trio.run(_ours, 20, 1, [40.0, 80.0, 160.0, 300.0, 400.0, 600.0, 800.0], seconds)
+def _in_one_process(quick: bool) -> list[Result]:
+    """20 nodes in one process, beside libraries that cannot carry more; nothing with --quick."""
+    if quick:
+        return []
+    one = trio.run(_ours, 20, 1, [40.0, 80.0, 160.0, 300.0, 400.0, 600.0, 800.0], 15.0)
     results = _describe("20 nodes in one process, 40 a second", one[0], 20)
     best = max((load["rate"] for load in one if _holds(load, 20)), default=0.0)
     for name, title, rate, rates in (
         ("library", "py-libp2p", 2.0, [2.0, 4.0, 8.0, 16.0]),
         ("js", "js-libp2p", 10.0, [10.0, 20.0, 40.0, 80.0]),
     ):
-        theirs = _rival(name, 20, rate, seconds)
+        theirs = _rival(name, 20, rate, 15.0)
         at = f"{title}, 20 nodes, {rate:g} a second"
         results += [
             Result("CPU per delivery", "ms", _cost(one[0]), _cost(theirs), at),
@@ -196,10 +202,10 @@ def _in_one_process(seconds: float) -> list[Result]:
     return results
 
 
-def _limit_beside_go(two: list[Load], nodes: int) -> list[Result]:
+def _limit_beside_go(two: list[Load], nodes: int) -> Result:
     best = max((load["rate"] for load in two if _holds(load, nodes)), default=0.0)
     theirs = _saturation("go", nodes, [60.0, 80.0, 120.0, 160.0, 240.0], 8.0) or 40.0
-    return [Result(f"highest rate that holds, {nodes} nodes", "messages/s", best, theirs, "go-libp2p")]
+    return Result(f"highest rate that holds, {nodes} nodes", "messages/s", best, theirs, "go-libp2p")
 
 
 if __name__ == "__main__":
@@ -207,4 +213,4 @@ if __name__ == "__main__":
         _, _, chosen, count, per_second, duration = sys.argv
         trio.run(getattr(_gossip_rivals, chosen), int(count), float(per_second), float(duration))
     else:
-        main("gossip", run)
+        main("gossip", run, parts={"go": _beside_go, "one": _in_one_process})

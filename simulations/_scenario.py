@@ -61,7 +61,7 @@ class Peers(_Table, frozen=True):
 
     gateways: Count = 1  #: of the nodes; the others are workers
     late_gateways: Count = 0  #: of the gateways, how many join when half of the time is over
-    max_connections: Annotated[int, Meta(ge=8)] = 64  #: of each peer; this is the setting's default
+    max_connections: Annotated[int, Meta(ge=8)] = 128  #: of each peer; this is the setting's default
 
 
 class Event(_Table, frozen=True):

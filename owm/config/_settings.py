@@ -83,8 +83,8 @@ def _kind_of(host: str) -> str:
 class LimitsSettings(_Section, frozen=True):
     """Bounds on what this peer spends on others."""
 
-    max_connections: Positive = 64  #: in all
-    max_inbound: Positive = 48  #: connections that others opened
+    max_connections: Positive = 128  #: in all
+    max_inbound: Positive = 96  #: connections that others opened
     max_connections_per_subnet: Positive = 8  #: of one /16 or /32 group of addresses
     max_streams_per_peer: Positive = 64  #: open at once
     max_bytes_per_day: Annotated[int, Meta(ge=0)] = 0  #: both ways together; 0 for no limit

@@ -1,7 +1,7 @@
 """Manifests over sharded topics, so that a worker's traffic does not grow with the network.
 
 A manifest travels on one of 16 topics, chosen by its issuer's peer id. Every peer relays two of them, chosen by its
-own id, as long as the network is small; in a large one only so many do, again by id, that each topic has four
+own id, as long as the network is small; in a large one only so many do, again by id, that each topic has six
 relays beside its readers, in turns of an hour: with more, everybody would carry what a few can. Peers that schedule
 work subscribe to all. Subscribers provide ``topic:<shard>`` in the DHT, and each publisher keeps links to three
 subscribers of its shard.
@@ -33,7 +33,7 @@ SHARDS: Final = 16
 _LINKS: Final = 3
 _MESH: Final = 5  # subscribers of a topic of ours that we are connected to
 _KEEP_LINKS_EVERY: Final = 20.0
-_RELAYS: Final = 4  # of one topic, on average, beside those that read it
+_RELAYS: Final = 6  # of one topic, on average, beside those that read it
 _LONGEST_PAUSE: Final = 600.0  # between two searches for subscribers that find nobody
 _RECONSIDER_EVERY: Final = 60.0
 _SETTLED_AFTER: Final = 5.0  # seconds after which who knows nobody is taken to be alone

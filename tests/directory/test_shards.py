@@ -80,8 +80,8 @@ async def test_relays_are_thinned_as_the_network_grows_and_come_back_when_it_shr
             nursery.start_soon(run)
         await trio.sleep(100)
         assert all(len(gossip.relayed) == 2 for gossip in gossips), "a small network needs everybody"
-        Dht.size = 250.0
-        wanted = 4 * SHARDS / (2 * 250)
+        Dht.size = 375.0
+        wanted = 6 * SHARDS / (2 * 375)
         turns = [0] * len(gossips)
         for _ in range(4):
             await trio.sleep(3600)
