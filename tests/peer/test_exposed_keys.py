@@ -60,7 +60,7 @@ async def test_keys_that_whole_roles_are_found_by_are_stored_in_their_region(aut
     async with running() as peers:
         first = await peers.start(public_peer(net, 1, None))
         others = [await peers.start(public_peer(net, n, address(first))) for n in range(2, 6)]
-        await until(lambda: all(len(regions(one)) >= 4 for one in others))
+        await until(lambda: all(len(regions(one)) >= 4 and one.gossip.core.subscriptions() for one in others))
         for one in others:
             found = regions(one)
             shard = one.parts.identity.public_key[-1]

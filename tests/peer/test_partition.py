@@ -29,6 +29,7 @@ async def test_a_worker_behind_a_one_way_partition_is_discovered_and_not_connect
         gateway = await peers.start(peer(net, "gateway", ("gateway",)))
         via = [address(gateway)]
         other = await peers.start(peer(net, "other", via=via))
+        await until(lambda: bool(other.gossip.core.subscriptions()))
         candidates = (peer(net, str(number), via=via) for number in range(100))
         cut_off = await peers.start(next(c for c in candidates if relays(other, c.parts.identity.peer_id)))
         await until(lambda: state(gateway, cut_off) == state(gateway, other) == "usable")
