@@ -101,34 +101,59 @@ def _compiled(quick: bool) -> str:
         return ""
 
 
-def _peers(quick: bool) -> list[Result]:
-    """500 whole peers through churn, and 1,000 that idle while two gateways join (20 for a moment with --quick)."""
+def _churn(quick: bool) -> list[Result]:
+    """500 whole peers through 20 minutes of churn (20 for a moment with --quick)."""
     if quick:
         few = _apart(20, "peers-quick")
         return [Result("whole peers, 20 for 90 s: questions answered", "", few["answered"], goal=0.98, relation=">=")]
     path = _compiled(quick)
-    churn, large = (_apart(nodes, kind, path=path) for nodes, kind in ((500, "peers-churn"), (1000, "peers-large")))
-    cores = ", compiled cores" if path else ""
-    name = f"whole peers, 500 of them 20 gateways, 20 minutes of churn{cores}"
-    big = f"whole peers, 1,000, from the fifth to the tenth minute{cores}"
-    never = math.inf if large["usable"] is None else large["usable"]
-    parts = sorted(set(large) - {f"idle_worker_{word}mb_per_day" for word in ("", "median_", "max_", "tasks_")})
+    return _churn_rows(_apart(500, "peers-churn", path=path), compiled=bool(path))
+
+
+def _churn_rows(churn: dict[str, Any], *, compiled: bool) -> list[Result]:
+    name = f"whole peers, 500 of them 20 gateways, 20 minutes of churn{', compiled cores' * compiled}"
+    never = math.inf if churn["usable"] is None else churn["usable"]
     return [
         Result(f"{name}: wall time", "s", churn["wall"], goal=600.0),
         Result(f"{name}: CPU time", "s", churn["cpu"]),
         Result(f"{name}: questions answered", "", churn["answered"], goal=0.98, relation=">="),
         Result(f"{name}: workers that gateways know", "", churn["directory"], goal=0.95, relation=">="),
-        Result(f"{big}: an idle worker's traffic, both ways", "MB/day", large["idle_worker_mb_per_day"], goal=100.0),
+        Result(f"{name}: until a gateway that joins late knows a worker for a task", "s", never, goal=5.0),
+        *_traffic_rows(name, churn),
+    ]
+
+
+def _idle(quick: bool) -> list[Result]:
+    """1,000 whole peers that idle while two gateways join; nothing with --quick."""
+    if quick:
+        return []
+    path = _compiled(quick)
+    large = _apart(1000, "peers-large", path=path)
+    name = f"whole peers, 1,000, from the fifth to the tenth minute{', compiled cores' if path else ''}"
+    never = math.inf if large["usable"] is None else large["usable"]
+    return [
+        *_traffic_rows(name, large),
+        Result(f"{name}: workers that gateways know", "", large["directory"], goal=0.95, relation=">="),
+        Result(f"{name}: until a gateway that joins late knows a worker for a task", "s", never, goal=5.0),
+        Result(f"{name}: wall time", "s", large["wall"]),
+        Result(f"{name}: CPU time", "s", large["cpu"]),
+        Result(f"{name}: peak memory", "GB", large["rss"] / 1e9),
+    ]
+
+
+def _traffic_rows(name: str, found: dict[str, Any]) -> list[Result]:
+    """What an idle worker sends and receives in a day, with its parts."""
+    parts = sorted(set(found) - {f"idle_worker_{word}mb_per_day" for word in ("", "median_", "max_", "tasks_")})
+    return [
+        Result(f"{name}: an idle worker's traffic, both ways", "MB/day", found["idle_worker_mb_per_day"], goal=100.0),
+        Result(f"{name}: the median worker's", "MB/day", found["idle_worker_median_mb_per_day"]),
+        Result(f"{name}: the busiest relay's", "MB/day", found["idle_worker_max_mb_per_day"]),
         *(
-            Result(f"{big}: of it {part.split('_')[2]}", "MB/day", large[part])
+            Result(f"{name}: of the mean {part.split('_')[2]}", "MB/day", found[part])
             for part in parts
             if part.startswith("idle_worker_")
         ),
-        Result(f"{big}: a worker's tasks, beside that", "MB/day", large.get("idle_worker_tasks_mb_per_day", 0.0)),
-        Result(f"{big}: until a gateway that joins late knows a worker for a task", "s", never, goal=5.0),
-        Result(f"{big}: wall time", "s", large["wall"]),
-        Result(f"{big}: CPU time", "s", large["cpu"]),
-        Result(f"{big}: peak memory", "GB", large["rss"] / 1e9),
+        Result(f"{name}: a worker's tasks, beside that", "MB/day", found.get("idle_worker_tasks_mb_per_day", 0.0)),
     ]
 
 
@@ -150,7 +175,7 @@ def _apart(nodes: int, kind: str, hash_seed: str = "0", path: str = "") -> dict[
 
 def run(quick: bool) -> list[Result]:
     """``baseline`` at 10,000 nodes, lookups alone, 100,000 nodes of the DHT alone, whole peers (few with --quick)."""
-    return [*_cores(quick), *_large(quick), *_peers(quick)]
+    return [*_cores(quick), *_large(quick), *_churn(quick), *_idle(quick)]
 
 
 def _cores(quick: bool) -> list[Result]:
@@ -201,4 +226,4 @@ if __name__ == "__main__":
         measure = _run_peers if sys.argv[3].startswith("peers-") else _run
         print(json.dumps(measure(int(sys.argv[2]), sys.argv[3])))
     else:
-        main("simulator", run, parts={"cores": _cores, "large": _large, "peers": _peers})
+        main("simulator", run, parts={"cores": _cores, "large": _large, "churn": _churn, "idle": _idle})
