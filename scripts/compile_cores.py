@@ -1,8 +1,8 @@
 """Compile the protocol cores and the simulator's engine with mypyc: ``make compile``.
 
-The sources stay plain Python and everything runs without this; compiled, the simulator is two to three times as fast
-and gossip costs a peer a fifth less. The compiled copy lies apart from the sources, under a name made of their digest,
-so one that is out of date is never used. ``owm simulate --compiled``, ``owm peer --compiled`` and
+The sources stay plain Python and everything runs without this; compiled, the simulator is about one and a half times as
+fast and gossip costs a peer a sixth less. The compiled copy lies apart from the sources, under a name made of their
+digest, so one that is out of date is never used. ``owm simulate --compiled``, ``owm peer --compiled`` and
 ``owm devnet --compiled`` run on it. Needs a C compiler.
 """
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from owm.net.errors import ProtocolViolation
 
-__all__ = ["Message", "Prune", "Rpc", "RpcDecoder", "decode_rpc", "encode_message"]
+__all__ = ["Message", "Prune", "Rpc", "RpcDecoder", "encode_message"]
 
 _MAX_ITEMS: Final = 20_000  # items of all kinds in one RPC: 1 MiB of empty ones would be half a million objects
 _MAX_VARINT: Final = 10
@@ -213,11 +213,6 @@ class RpcDecoder:
             self._new[data] = message
             self._size += len(data)
         return message
-
-
-def decode_rpc(data: bytes) -> Rpc:
-    """Read one RPC by itself, as :meth:`RpcDecoder.decode` does."""
-    return RpcDecoder().decode(data)
 
 
 def _decode_control(data: bytes, rpc: Rpc, budget: list[int]) -> None:

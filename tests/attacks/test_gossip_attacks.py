@@ -10,7 +10,7 @@ import pytest
 from owm.gossip._core import GossipCore, Verdict
 from owm.gossip._core_params import GossipParams, ScoreParams
 from owm.gossip._core_state import Deliver, Penalise, SendRpc, Validate
-from owm.gossip._core_wire import Prune, Rpc, decode_rpc
+from owm.gossip._core_wire import Prune, Rpc, RpcDecoder
 from owm.net.errors import ProtocolViolation
 from tests.gossip._net import TOPIC, Net, honest_net, message, named, silent
 
@@ -148,7 +148,7 @@ def test_a_graft_by_who_never_subscribed_makes_no_member() -> None:
 def test_an_absurd_back_off_is_capped() -> None:
     made = core(None, 1)
     made.receive_rpc(1, Rpc(graft=(TOPIC,)), 0.0)
-    made.receive_rpc(1, decode_rpc(Rpc(prune=(Prune(TOPIC, 2**64 - 1),)).encode()), 0.0)
+    made.receive_rpc(1, RpcDecoder().decode(Rpc(prune=(Prune(TOPIC, 2**64 - 1),)).encode()), 0.0)
     assert made.mesh(TOPIC) == ()
     now, grafted = 0.0, None
     while grafted is None and now < 4000:
@@ -157,7 +157,7 @@ def test_an_absurd_back_off_is_capped() -> None:
             grafted = now
     assert grafted is not None and 3600 <= grafted <= 3620
     with pytest.raises(ProtocolViolation):
-        decode_rpc(bytes.fromhex("1a0f220d0a046e65777318") + b"\xff" * 10 + b"\x01")
+        RpcDecoder().decode(bytes.fromhex("1a0f220d0a046e65777318") + b"\xff" * 10 + b"\x01")
 
 
 def delivery(net: Net, honest: list[int], publishers: list[int], messages: int = 20, pause: float = 0.5) -> float:

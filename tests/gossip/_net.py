@@ -71,11 +71,11 @@ class Net:
         """Put an RPC on the wire, whatever the source's core thinks; takes the latency."""
         data = rpc.encode()
         self.sent += len(data)
-        from owm.gossip._core_wire import decode_rpc
+        from owm.gossip._core_wire import RpcDecoder
 
         def arrive() -> None:
             if source in self.links.get(target, {}):
-                self.run_effects(target, self.cores[target].receive_rpc(source, decode_rpc(data), self.now))
+                self.run_effects(target, self.cores[target].receive_rpc(source, RpcDecoder().decode(data), self.now))
 
         self.at(self.now + self.latency * self.random.uniform(0.8, 1.2), arrive)
 

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from owm.gossip._core import GossipCore, Verdict
 from owm.gossip._core_params import GossipParams
 from owm.gossip._core_state import Deliver, SendRpc, Validate
-from owm.gossip._core_wire import Message, Prune, Rpc, decode_rpc
+from owm.gossip._core_wire import Message, Prune, Rpc, RpcDecoder
 from tests.gossip._net import named
 
 TOPICS = ("a", "b", "c")
@@ -44,7 +44,7 @@ class Gossiping(RuleBasedStateMachine):
         for effect in effects:
             if isinstance(effect, SendRpc):
                 assert effect.peer in self.connected, "sent to somebody who is not there"
-                assert decode_rpc(effect.rpc.encode()) == effect.rpc
+                assert RpcDecoder().decode(effect.rpc.encode()) == effect.rpc
             elif isinstance(effect, Validate):
                 assert effect.message.id not in self.waiting, "one message under validation twice"
                 self.waiting.append(effect.message.id)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from owm.gossip._core_wire import Message, Prune, Rpc, RpcDecoder, decode_rpc
+from owm.gossip._core_wire import Message, Prune, Rpc, RpcDecoder
 from owm.net.errors import ProtocolViolation
 
 topics = st.text(max_size=20)
@@ -43,7 +43,7 @@ rpcs = st.builds(
 
 @given(rpcs)
 def test_every_rpc_survives_the_wire(rpc: Rpc) -> None:
-    assert decode_rpc(rpc.encode()) == rpc
+    assert RpcDecoder().decode(rpc.encode()) == rpc
 
 
 @given(st.lists(rpcs, max_size=4))
@@ -86,7 +86,7 @@ def test_messages_kept_to_recognise_copies_are_bounded() -> None:
 @settings(max_examples=500)
 def test_any_bytes_are_an_rpc_or_a_violation(data: bytes) -> None:
     try:
-        decode_rpc(data)
+        RpcDecoder().decode(data)
     except ProtocolViolation:
         return
 
@@ -99,7 +99,7 @@ def test_a_damaged_rpc_is_an_rpc_or_a_violation(rpc: Rpc, data: st.DataObject) -
     for _ in range(3):
         encoded[data.draw(st.integers(0, len(encoded) - 1))] = data.draw(st.integers(0, 255))
     try:
-        decode_rpc(bytes(encoded))
+        RpcDecoder().decode(bytes(encoded))
     except ProtocolViolation:
         return
 
@@ -107,7 +107,7 @@ def test_a_damaged_rpc_is_an_rpc_or_a_violation(rpc: Rpc, data: st.DataObject) -
 @given(rpcs)
 def test_unknown_fields_are_skipped(rpc: Rpc) -> None:
     unknown = b"\x7a\x03abc" + b"\xf8\x01\x05" + b"\xfd\x01\x00\x00\x00\x00"
-    assert decode_rpc(unknown + rpc.encode() + unknown) == rpc
+    assert RpcDecoder().decode(unknown + rpc.encode() + unknown) == rpc
 
 
 @pytest.mark.parametrize(
@@ -125,16 +125,16 @@ def test_unknown_fields_are_skipped(rpc: Rpc) -> None:
 )
 def test_nonsense_is_named(data: bytes, words: str) -> None:
     with pytest.raises(ProtocolViolation, match=words):
-        decode_rpc(data)
+        RpcDecoder().decode(data)
 
 
 def test_libp2ps_bytes_are_read() -> None:
     """An RPC as go-libp2p-pubsub writes it: a subscription, then a signed message (field numbers of its rpc.proto)."""
     data = bytes.fromhex("0a0a08011206" + b"topic1".hex())
-    assert decode_rpc(data).subscriptions == (("topic1", True),)
+    assert RpcDecoder().decode(data).subscriptions == (("topic1", True),)
     message = (
         b"\x0a\x02me" + b"\x12\x04data" + b"\x1a\x08" + bytes(8) + b"\x22\x06topic1" + b"\x2a\x03sig" + b"\x32\x03key"
     )
-    found = decode_rpc(b"\x12" + bytes([len(message)]) + message).publish[0]
+    found = RpcDecoder().decode(b"\x12" + bytes([len(message)]) + message).publish[0]
     assert (found.sender, found.data, found.topic) == (b"me", b"data", "topic1")
     assert (found.seqno, found.signature, found.key) == (bytes(8), b"sig", b"key")
