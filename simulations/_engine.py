@@ -3,6 +3,9 @@
 Time is counted in integer microseconds. Events of one instant run in the order in which they were scheduled, so a
 run depends on nothing but its seed. The trace hash is the SHA-256 over (time, destination, kind, payload digest) of
 every delivered message, on any machine the same.
+
+The heap is of slots of a few milliseconds. What falls into one is kept in the order of scheduling, and sorted once,
+when its time comes: a heap of all events would compare each of them twenty times with others all over the memory.
 """
 
 from __future__ import annotations
@@ -10,7 +13,9 @@ from __future__ import annotations
 import hashlib
 import heapq
 import struct
+from bisect import insort_left
 from collections.abc import Callable
+from operator import itemgetter
 from random import Random
 from typing import Any, Final
 
@@ -20,6 +25,14 @@ SECOND: Final = 1_000_000  #: microseconds
 
 _TRACE: Final = struct.Struct("<QIBI")
 _BATCH: Final = 1 << 16
+_SLOT_BITS: Final = 13  # a slot is 8 ms: less than most delays, so that little is scheduled into the slot that runs
+
+_Event = tuple[int, Any, tuple[Any, ...]]  # when; a callable, or a Timer; its arguments
+_when: Final = itemgetter(0)
+
+
+def _urgency(event: _Event) -> int:
+    return -event[0]
 
 
 class Timer:
@@ -44,7 +57,19 @@ class EventHeap:
         random: the one source of randomness of a run; derive others from it by name with :meth:`stream`.
     """
 
-    __slots__ = ("_digest", "_heap", "_order", "_pending", "_seed", "events", "messages", "now", "random")
+    __slots__ = (
+        "_current",
+        "_digest",
+        "_pending",
+        "_seed",
+        "_slot",
+        "_slots",
+        "_waiting",
+        "events",
+        "messages",
+        "now",
+        "random",
+    )
 
     def __init__(self, seed: int) -> None:
         self.now = 0
@@ -52,8 +77,10 @@ class EventHeap:
         self.messages = 0
         self.random = Random(seed)  # noqa: S311 - a simulation must repeat
         self._seed = seed
-        self._heap: list[tuple[int, int, Any, tuple[Any, ...]]] = []  # a callable, or a Timer
-        self._order = 0
+        self._slot = -1  # the one that runs
+        self._current: list[_Event] = []  # what is left of it, the next last
+        self._slots: list[int] = []  # a heap of those to come
+        self._waiting: dict[int, list[_Event]] = {}  # what is in them, in the order of scheduling
         self._digest = hashlib.sha256()
         self._pending = bytearray()
 
@@ -65,16 +92,25 @@ class EventHeap:
     def seconds(self) -> float:
         return self.now / SECOND
 
-    def at(self, when: int, call: Callable[..., Any], *args: Any) -> None:
+    def at(self, when: int, call: Callable[..., Any] | Timer, *args: Any) -> None:
         """Run ``call(*args)`` at ``when`` microseconds, or now if that has passed."""
-        self._order += 1
-        heapq.heappush(self._heap, (when if when > self.now else self.now, self._order, call, args))
+        if when < self.now:
+            when = self.now
+        slot = when >> _SLOT_BITS
+        if slot <= self._slot:
+            insort_left(self._current, (when, call, args), key=_urgency)
+            return
+        waiting = self._waiting.get(slot)
+        if waiting is None:
+            self._waiting[slot] = [(when, call, args)]
+            heapq.heappush(self._slots, slot)
+        else:
+            waiting.append((when, call, args))
 
     def timer(self, when: int, call: Callable[..., Any], *args: Any) -> Timer:
         """Like :meth:`at`, cancellable."""
         timer = Timer(call, args)
-        self._order += 1
-        heapq.heappush(self._heap, (when if when > self.now else self.now, self._order, timer, ()))
+        self.at(when, timer)
         return timer
 
     def trace(self, destination: int, kind: int, payload: int) -> None:
@@ -99,18 +135,20 @@ class EventHeap:
 
         ``progress`` is told the share done, about two hundred times.
         """
-        heap = self._heap
-        pop = heapq.heappop
         step = max(1, (until - self.now) // 200)
-        next_report = self.now + step
+        next_report = self.now + step if progress is not None else until + 1
         start = self.now
-        while heap and heap[0][0] <= until:
-            when, _, call, args = pop(heap)
-            self.now = when
-            if progress is not None and when >= next_report:
-                next_report = when + step
-                progress((when - start) / max(1, until - start))
-            if call.__class__ is Timer:
+        while self._next_slot(until):
+            current = self._current
+            while current and current[-1][0] <= until:
+                when, call, args = current.pop()
+                self.now = when
+                if when >= next_report and progress is not None:
+                    next_report = when + step
+                    progress((when - start) / max(1, until - start))
+                if call.__class__ is not Timer:
+                    call(*args)
+                    continue
                 timer: Timer = call
                 if timer.call is None:
                     continue
@@ -118,8 +156,20 @@ class EventHeap:
                 timer.call = None
                 if call(*args) is not False:
                     self.events += 1
-            else:
-                call(*args)
+            if current:
+                break
         self.now = until
         if progress is not None:
             progress(1.0)
+
+    def _next_slot(self, until: int) -> bool:
+        """Have something in the current slot; False when there is nothing up to ``until``."""
+        if not self._current:
+            if not self._slots or self._slots[0] << _SLOT_BITS > until:
+                return False
+            self._slot = heapq.heappop(self._slots)
+            events = self._waiting.pop(self._slot)
+            events.sort(key=_when)  # which leaves those of one instant in the order of scheduling
+            events.reverse()
+            self._current = events
+        return True

@@ -57,11 +57,12 @@ class Links:
 
     def __init__(self, model: LinkModel, random: Random, regions: Sequence[str] = ()) -> None:
         self._model = model
-        self._random = random
         self._sides: dict[int, int] = {}
         self._one_way = False
+        self._draw = random.random
         self._base = int(model.latency_ms * 1000)
-        self._spread = model.jitter
+        self._spread = model.jitter * 2.449
+        self._loss, self._reset = model.loss, model.reset
         self._table: list[list[int]] | None = None
         self._region_of: list[int] = []
         if regions:
@@ -97,14 +98,13 @@ class Links:
         base = self._base
         if self._table is not None:
             base = self._table[self._region_of[source]][self._region_of[destination]]
-        random = self._random.random
+        draw = self._draw
         if self._spread:
             # A triangular spread with the wanted deviation: cheap, bounded, never negative for jitter up to 0.4.
-            base = int(base * (1.0 + self._spread * 2.449 * (random() + random() - 1.0)))
-        model = self._model
-        if model.loss and random() < model.loss:
-            base += int(model.retransmit_ms * 1000)
-        if model.reset and random() < model.reset:
+            base = int(base * (1.0 + self._spread * (draw() + draw() - 1.0)))
+        if self._loss and draw() < self._loss:
+            base += int(self._model.retransmit_ms * 1000)
+        if self._reset and draw() < self._reset:
             return -1
         return base if base > 0 else 1
 

@@ -346,17 +346,21 @@ class World:
         digest = len(rpc.ihave) + 7 * len(rpc.iwant) + 31 * len(rpc.graft) + 127 * len(rpc.prune)
         for message in rpc.publish:
             digest = zlib.crc32(message.data[:16], digest)
-        self.heap.trace(destination, _RPC, digest + 8191 * source)
-        self.gossip_effects(node, node.gossip.receive_rpc(source, rpc, self.heap.seconds))
+        heap = self.heap
+        heap.trace(destination, _RPC, digest + 8191 * source)
+        effects = node.gossip.receive_rpc(source, rpc, heap.seconds)
+        if effects:  # most bring nothing new
+            self.gossip_effects(node, effects)
 
     def _beat(self, node: Node, version: int) -> None:
         if node.version != version or not node.online or node.gossip is None:
             return
-        effects = node.gossip.heartbeat(self.heap.seconds)
+        heap = self.heap
+        effects = node.gossip.heartbeat(heap.seconds)
         if effects:
-            self.heap.events += 1
+            heap.events += 1
             self.gossip_effects(node, effects)
-        self.heap.at(self.heap.now + SECOND, self._beat, node, version)
+        heap.at(heap.now + SECOND, self._beat, node, version)
 
     # -- running and judging
 

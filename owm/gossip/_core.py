@@ -306,7 +306,7 @@ class GossipCore(Generic[P]):
                 topic = state.topic(name)
                 peer.topics.add(topic.name)
                 topic.peers[peer.id] = peer
-                topic.mended = False
+                topic.changed()
                 if topic.subscribed and len(topic.mesh) < params.d_low:
                     self._graft_newcomer(topic, peer, now)
         if refused:

@@ -87,13 +87,14 @@ class MessageCache:
         """Who announced the message to us, or was told of it by us; to be added to. None when we do not have it."""
         return self._told.get(id_)
 
-    def recent(self, windows: int) -> dict[str, list[bytes]]:
-        """Ids of the last ``windows`` heartbeats, by topic."""
-        out: dict[str, list[bytes]] = {}
+    def recent(self, windows: int) -> dict[str, list[tuple[bytes, set[object]]]]:
+        """Ids of the last ``windows`` heartbeats, by topic, each with who knows of it; see :meth:`told`."""
+        out: dict[str, list[tuple[bytes, set[object]]]] = {}
         for window in self._windows[:windows]:
             for message in window:
-                if message.id in self._messages:
-                    out.setdefault(message.topic, []).append(message.id)
+                told = self._told.get(message.id)
+                if told is not None:
+                    out.setdefault(message.topic, []).append((message.id, told))
         return out
 
     def shift(self) -> None:

@@ -74,24 +74,36 @@ class Forwarding(Generic[P]):
 
     def _send(self, batch: list[_Held[P]]) -> None:
         state = self._state
-        messages: dict[P, list[Message]] = {}
+        if len(batch) == 1:  # as mostly
+            rpc = Rpc(publish=(batch[0].message,))
+            for peer in self._without(batch[0]):
+                state.send(peer, rpc, Priority.FORWARD)
+            return
+        lacking: dict[P, list[Message]] = {}
         for held in batch:
-            message, holders = held.message, held.holders
-            topic = state.topics.get(message.topic)
-            if topic is None:
-                continue
-            id_, author = message.id, message.sender
-            for peer in topic.mesh.values():
-                if id_ not in peer.dont_want and peer.id != author and peer not in holders:
-                    messages.setdefault(peer.id, []).append(message)
+            for peer in self._without(held):
+                lacking.setdefault(peer, []).append(held.message)
         same: dict[tuple[bytes, ...], list[Rpc]] = {}  # most peers lack the same messages: what they get encodes once
-        for peer_id, lacking in messages.items():
-            names = tuple([message.id for message in lacking])
+        for peer, messages in lacking.items():
+            names = tuple([message.id for message in messages])
             rpcs = same.get(names)
             if rpcs is None:
-                rpcs = same[names] = self._packed(lacking)
+                rpcs = same[names] = self._packed(messages)
             for rpc in rpcs:
-                state.send(peer_id, rpc, Priority.FORWARD)
+                state.send(peer, rpc, Priority.FORWARD)
+
+    def _without(self, held: _Held[P]) -> list[P]:
+        """Who of the mesh is not known to have a message."""
+        message, holders = held.message, held.holders
+        topic = self._state.topics.get(message.topic)
+        if topic is None:
+            return []
+        id_, author = message.id, message.sender
+        return [
+            peer.id
+            for peer in topic.mesh.values()
+            if peer not in holders and id_ not in peer.dont_want and peer.id != author
+        ]
 
     def _packed(self, messages: list[Message]) -> list[Rpc]:
         """As few RPCs as their size allows."""

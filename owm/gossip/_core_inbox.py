@@ -221,11 +221,12 @@ class Inbox(Generic[P]):
         state.effects.append(Deliver(source.id, message))
 
     def _is_signed_as_agreed(self, message: Message) -> bool:
-        fields = (message.sender, message.seqno, message.signature)
         if self._params.policy is SignaturePolicy.STRICT_SIGN:
+            if message.sender is None or message.seqno is None or message.signature is None:
+                return False
             # The number is part of the id, which we announce to everybody: its author must not choose how long that is.
-            return None not in fields and len(message.seqno or b"") == _SEQNO_BYTES
-        return fields == (None, None, None) and message.key is None
+            return len(message.seqno) == _SEQNO_BYTES
+        return message.sender is None and message.seqno is None and message.signature is None and message.key is None
 
 
 def _digest(message: Message) -> bytes:

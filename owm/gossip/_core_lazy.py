@@ -38,10 +38,11 @@ class LazyGossip(Generic[P]):
             if topic is None or not topic.subscribed:
                 continue
             for id_ in ids[: params.max_ihave_ids]:
-                if id_ not in state.seen:
-                    wanted[id_] = None
-                elif (told := state.cache.told(id_)) is not None:
+                told = state.cache.told(id_)
+                if told is not None:
                     told.add(peer.id)
+                elif id_ not in state.seen:
+                    wanted[id_] = None
         if not wanted:
             return
         chosen = list(wanted)
@@ -89,8 +90,17 @@ class LazyGossip(Generic[P]):
 
     def heartbeat(self, now: float) -> None:
         """Blame broken promises, reset the counters, announce what is new."""
-        self._blame(now)
-        state, params = self._state, self._state.params
+        state = self._state
+        if self._promises:
+            self._blame(now)
+        if self._counted:
+            self._reset_counters()
+        if len(state.cache):
+            self._announce()
+        state.cache.shift()
+
+    def _reset_counters(self) -> None:
+        state = self._state
         counted, self._counted = self._counted, {}
         for peer in counted.values():
             peer.ihaves = peer.asked = peer.served = 0
@@ -99,44 +109,38 @@ class LazyGossip(Generic[P]):
                     del peer.dont_want[id_]
                 if peer.dont_want and peer.id in state.peers:
                     self._counted[peer.id] = peer
+
+    def _announce(self) -> None:
+        state, params = self._state, self._state.params
         outgoing: dict[P, list[tuple[str, tuple[bytes, ...]]]] = {}
         room: dict[P, int] = {}  # ids that a peer may still be told of: the bound is for its RPC, not for each topic
-        for name, ids in state.cache.recent(params.history_gossip).items():
+        for name, recent in state.cache.recent(params.history_gossip).items():
             topic = state.topics.get(name)
             if topic is None:
                 continue
-            low, chosen = params.score.gossip_threshold, topic.mesh if topic.subscribed else topic.fanout
-            peers = [p for p in topic.peers.values() if p.id not in chosen and p.score.value >= low]
+            peers = topic.outsiders()
+            low = params.score.gossip_threshold
+            if low > 0 or not state.scores.all_calm:
+                peers = [p for p in peers if p.score.value >= low]
             count = max(params.d_lazy, int(params.gossip_factor * len(peers)))
             if count < len(peers):
                 peers = state.random.sample(peers, count)
             for peer in peers:
-                left = room.get(peer.id, params.max_ihave_ids)
-                if news := self._news(peer.id, ids, left):
-                    outgoing.setdefault(peer.id, []).append((name, news))
-                    room[peer.id] = left - len(news)
+                id_ = peer.id
+                # Neither heard from us nor told us of it; once is enough on reliable streams.
+                news = [one for one in recent if id_ not in one[1]]
+                if not news:
+                    continue
+                left = room.get(id_, params.max_ihave_ids)
+                if len(news) > left:  # the others have their turn at the next heartbeat
+                    news = state.random.sample(news, left)
+                for _, told in news:
+                    told.add(id_)
+                if news:
+                    outgoing.setdefault(id_, []).append((name, tuple([one for one, _ in news])))
+                    room[id_] = left - len(news)
         for peer_id, announced in outgoing.items():
             state.send(peer_id, Rpc(ihave=tuple(announced)), Priority.GOSSIP)
-        state.cache.shift()
-
-    def _news(self, peer: P, ids: list[bytes], most: int) -> tuple[bytes, ...]:
-        """Which of the ids the peer has neither heard from us nor told us of; once is enough on reliable streams.
-
-        What is beyond ``most`` has its turn at the next heartbeat.
-        """
-        if most <= 0:
-            return ()
-        state, news = self._state, []
-        for id_ in ids:
-            told = state.cache.told(id_)
-            if told is not None and peer not in told:
-                news.append(id_)
-        if len(news) > most:
-            news = state.random.sample(news, most)
-        for id_ in news:
-            if (told := state.cache.told(id_)) is not None:
-                told.add(peer)
-        return tuple(news)
 
     def _blame(self, now: float) -> None:
         state = self._state

@@ -26,7 +26,7 @@ class Meshes(Generic[P]):
         """Graft the peers of the fan-out, then others, up to D; never within a back-off (ours or theirs, G3)."""
         state = self._state
         topic.subscribed = True
-        topic.mended = False
+        topic.changed()
         chosen = [p for p in topic.fanout.values() if p.score.value >= 0 and p.id not in topic.backoff]
         topic.fanout.clear()
         chosen += self._candidates(topic, now, set(p.id for p in chosen))[: max(0, state.params.d - len(chosen))]
@@ -98,7 +98,7 @@ class Meshes(Generic[P]):
     def remove(self, topic: Topic[P], peer: Peer[P], now: float) -> None:
         """The peer is gone, or no longer subscribed."""
         topic.peers.pop(peer.id, None)
-        topic.mended = False
+        topic.changed()
         topic.fanout.pop(peer.id, None)
         if topic.mesh.pop(peer.id, None) is not None:
             self._state.scores.pruned(peer.score, topic.name, now)
@@ -127,6 +127,7 @@ class Meshes(Generic[P]):
         state = self._state
         grafts: dict[P, list[str]] = {}
         prunes: dict[P, list[Prune]] = {}
+        opportune = state.tick % state.params.opportunistic_ticks == 0
         for topic in list(state.topics.values()):
             if topic.backoff:
                 for peer_id in [peer_id for peer_id, until in topic.backoff.items() if until <= now]:
@@ -134,8 +135,10 @@ class Meshes(Generic[P]):
                     topic.unsaid.pop(peer_id, None)
                     topic.mended = False
             if topic.subscribed:
-                self._mend(topic, now, grafts, prunes)
-            elif topic.fanout:
+                if opportune or not (topic.mended and state.scores.all_calm):
+                    self._mend(topic, now, opportune, grafts, prunes)
+                continue
+            if topic.fanout:
                 self._keep_fanout(topic, now)
             state.forget_if_unused(topic)
         for peer_id, names in grafts.items():
@@ -143,13 +146,13 @@ class Meshes(Generic[P]):
         for peer_id, some in prunes.items():
             state.send_meshing(peer_id, [], some)
 
-    def _mend(self, topic: Topic[P], now: float, grafts: dict[P, list[str]], prunes: dict[P, list[Prune]]) -> None:
+    def _mend(
+        self, topic: Topic[P], now: float, opportune: bool, grafts: dict[P, list[str]], prunes: dict[P, list[Prune]]
+    ) -> None:
         params, mesh = self._state.params, topic.mesh
-        opportune = self._state.tick % params.opportunistic_ticks == 0
-        calm = self._state.scores.all_calm
-        if topic.mended and calm and not opportune:
-            return
-        topic.mended = calm  # unless something below changes it: who scores badly now may be a candidate next time
+        topic.mended = (
+            self._state.scores.all_calm
+        )  # unless something below changes it: who scores badly now may be a candidate next time
 
         def graft(peers: Iterable[Peer[P]]) -> None:
             for peer in peers:
@@ -243,12 +246,12 @@ class Meshes(Generic[P]):
     def graft(self, topic: Topic[P], peer: Peer[P], now: float) -> None:
         """Take a peer into our mesh, without telling it."""
         topic.mesh[peer.id] = peer
-        topic.mended = False
+        topic.changed()
         self._state.scores.grafted(peer.score, topic.name, now)
 
     def _drop(self, topic: Topic[P], peer: Peer[P], now: float, backoff: float) -> None:
         del topic.mesh[peer.id]
-        topic.mended = False
+        topic.changed()
         topic.backoff[peer.id] = max(topic.backoff.get(peer.id, 0.0), now + backoff)
         self._state.scores.pruned(peer.score, topic.name, now)
 

@@ -7,7 +7,7 @@ but now and then: its counters decay when they are next looked at, by the power 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from typing import Final, Generic, TypeVar
 
 from owm.gossip._core_params import ScoreParams, TopicScoreParams
@@ -214,9 +214,11 @@ class Scores(Generic[P]):
         """Decay the counters and recompute the scores that may be negative, forget what is long over."""
         self._tick += 1
         self._now = now
-        for score in list(self._peers.values() if self._tick % _SETTLE_ALL == 0 else self._restless):
-            self._catch_up(score)
-            self.refresh(score, now)
+        due: Collection[PeerScore] = self._peers.values() if self._tick % _SETTLE_ALL == 0 else self._restless
+        if due:
+            for score in list(due):
+                self._catch_up(score)
+                self.refresh(score, now)
         if self._retained:
             self._forget(now)
 

@@ -114,7 +114,18 @@ class Peer(Generic[P]):
 class Topic(Generic[P]):
     """A topic that we or a peer know of. Peers are kept in dicts for their order: runs must repeat."""
 
-    __slots__ = ("backoff", "fanout", "fanout_until", "mended", "mesh", "name", "peers", "subscribed", "unsaid")
+    __slots__ = (
+        "_outsiders",
+        "backoff",
+        "fanout",
+        "fanout_until",
+        "mended",
+        "mesh",
+        "name",
+        "peers",
+        "subscribed",
+        "unsaid",
+    )
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -126,6 +137,20 @@ class Topic(Generic[P]):
         self.fanout_until = 0.0
         self.backoff: dict[P, float] = {}  #: until when not to graft whom
         self.unsaid: dict[P, None] = {}  #: of them, who pruned us without a word of a back-off and may not know any
+        self._outsiders: list[Peer[P]] | None = None
+
+    def outsiders(self) -> list[Peer[P]]:
+        """Who is told of what we have, for it does not get it from us: not to be changed. Asked for each heartbeat."""
+        if not self.subscribed:
+            return [peer for peer in self.peers.values() if peer.id not in self.fanout]
+        if self._outsiders is None:
+            self._outsiders = [peer for peer in self.peers.values() if peer.id not in self.mesh]
+        return self._outsiders
+
+    def changed(self) -> None:
+        """Somebody has come to or left the topic or the mesh: what was found out about them is void."""
+        self.mended = False
+        self._outsiders = None
 
 
 class State(Generic[P]):
