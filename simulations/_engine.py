@@ -94,8 +94,7 @@ class EventHeap:
 
     def at(self, when: int, call: Callable[..., Any] | Timer, *args: Any) -> None:
         """Run ``call(*args)`` at ``when`` microseconds, or now if that has passed."""
-        if when < self.now:
-            when = self.now
+        when = max(when, self.now)
         slot = when >> _SLOT_BITS
         if slot <= self._slot:
             insort_left(self._current, (when, call, args), key=_urgency)
