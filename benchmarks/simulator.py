@@ -34,9 +34,9 @@ def _run(nodes: int, kind: str) -> dict[str, Any]:
     workload = {"mixed": mixed, "lookups": Workload(lookups=max(nodes, 5000)), "dht": Workload(lookups=1000)}[kind]
     scenario = msgspec.structs.replace(scenario, workload=workload, gossip=kind == "mixed")
     began = time.perf_counter()
-    world = World(scenario, 1)
-    built = time.perf_counter()
     with rare_collections():
+        world = World(scenario, 1)
+        built = time.perf_counter()
         world.run()
     ended = time.perf_counter()
     lookups = [o for o in world.measured.operations if o.kind == "find_peer"]

@@ -94,7 +94,7 @@ class EventHeap:
 
     def at(self, when: int, call: Callable[..., Any] | Timer, *args: Any) -> None:
         """Run ``call(*args)`` at ``when`` microseconds, or now if that has passed."""
-        when = max(when, self.now)
+        when = when if when > self.now else self.now
         slot = when >> _SLOT_BITS
         if slot <= self._slot:
             insort_left(self._current, (when, call, args), key=_urgency)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from random import Random
 from typing import Final
 
@@ -66,6 +67,7 @@ class Node:
             self.gossip = GossipCore(self.index, gossip, random, message_id)
 
 
+@lru_cache(maxsize=1 << 17)
 def group_of(address: str) -> str | None:
     """The /16 of a simulated address ``/ip4/a.b.c.d/tcp/p``."""
     first, second, _ = address[5:].split(".", 2)

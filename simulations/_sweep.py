@@ -37,9 +37,9 @@ def parse_seeds(text: str) -> list[int]:
 def run_seed(scenario: Scenario, seed: int, progress: Progress | None = None) -> tuple[Outcome, Measurements]:
     """One run. The result depends on the scenario and the seed alone, but for the wall time."""
     started = time.perf_counter()
-    world = FullWorld(scenario, seed) if scenario.fidelity == "full" else World(scenario, seed)
-    built = time.perf_counter()
     with rare_collections():
+        world = FullWorld(scenario, seed) if scenario.fidelity == "full" else World(scenario, seed)
+        built = time.perf_counter()
         world.run(progress)
     ended = time.perf_counter()
     metrics = summarise(world.measured)

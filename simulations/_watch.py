@@ -43,13 +43,17 @@ class Watch:
         world = self._world
         happenings = world.happenings
         online = [node for node in world.honest if node.online]
+        gone = {node.contact.key for node in world.nodes if node.hostile or not node.online}
         entries = live = across = mesh = lonely = 0
         for node in online:
             if node.dht is not None:
-                known = self._known(node)
-                entries += len(known)
-                live += sum(other.online and not other.hostile for other in known)
+                table = node.dht.table
+                entries += len(table)
+                live += len(table)
+                if gone:
+                    live -= sum(map(gone.__contains__, table.keys()))
                 if happenings.side:
+                    known = self._known(node)
                     beyond = sum(happenings.across(node.index, other.index) for other in known)
                     across += beyond
                     lonely += not beyond and not node.frozen

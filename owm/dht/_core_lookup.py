@@ -8,6 +8,7 @@ its answer still counts when it comes. With several paths no peer serves on two 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Iterable
 
 from owm.dht._core_types import Contact, DhtParams
 
@@ -93,22 +94,24 @@ class Lookup:
         self._candidates: dict[int, Candidate] = {}
         self._paths = [_Path() for _ in range(max(1, min(paths, len(seeds))))]
         for index, seed in enumerate(seeds):
-            self._offer(seed, index % len(self._paths), 0)
+            self._offer((seed,), index % len(self._paths), 0)
 
-    def _offer(self, contact: Contact, path: int, hops: int) -> None:
-        distance = contact.key ^ self.target
-        if distance in self._candidates or contact.key == self.own or (self._sought and not distance):
-            return
-        ranked = self._paths[path].ranked
-        if len(ranked) >= self._keep:
-            if distance >= ranked[-1]:
-                return
-            dropped = self._candidates[ranked[-1]]
-            if dropped.state == NEW:
-                ranked.pop()
-                del self._candidates[dropped.distance]
-        self._candidates[distance] = Candidate(contact, distance, hops, path)
-        insort(ranked, distance)
+    def _offer(self, contacts: Iterable[Contact], path: int, hops: int) -> None:
+        target, candidates, ranked = self.target, self._candidates, self._paths[path].ranked
+        for contact in contacts:
+            key = contact.key
+            distance = key ^ target
+            if distance in candidates or key == self.own or (self._sought and not distance):
+                continue
+            if len(ranked) >= self._keep:
+                if distance >= ranked[-1]:
+                    continue
+                dropped = candidates[ranked[-1]]
+                if dropped.state == NEW:
+                    ranked.pop()
+                    del candidates[dropped.distance]
+            candidates[distance] = Candidate(contact, distance, hops, path)
+            insort(ranked, distance)
 
     def next_queries(self) -> list[Candidate]:
         """Whom to ask now; they count as waiting from here on."""
@@ -184,8 +187,7 @@ class Lookup:
         path.wide = path.wide or not found  # on a path that delivers there is no hurry
         hops = candidate.hops + 1
         self.hops = max(self.hops, hops)
-        for contact in closer[: self._params.k]:
-            self._offer(contact, candidate.path, hops)
+        self._offer(closer[: self._params.k], candidate.path, hops)
 
     def slow(self, candidate: Candidate) -> None:
         """A query takes long: somebody else may be asked meanwhile."""

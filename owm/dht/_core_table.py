@@ -7,7 +7,7 @@ out by new ones.
 
 from __future__ import annotations
 
-from collections import Counter
+from itertools import islice
 from random import Random
 
 from owm.dht._core_keyspace import MAX_PREFIX_BITS
@@ -43,7 +43,7 @@ class RoutingTable:
         self.group_of = group_of
         self._buckets: list[dict[int, Entry]] = []
         self._touched: list[float] = []
-        self._groups: Counter[str] = Counter()
+        self._groups: dict[str, int] = {}
         self._onions = 0
         self._failing = 0  # entries that failed last
         self._size = 0
@@ -75,6 +75,9 @@ class RoutingTable:
         group_of = self.group_of
         if group_of is None:
             return ()
+        if len(addresses) == 1:  # as mostly
+            group = group_of(addresses[0])
+            return (group,) if group is not None else ()
         return tuple({group for address in addresses if (group := group_of(address)) is not None})
 
     def has_room(self, contact: Contact, groups: tuple[str, ...]) -> bool:
@@ -95,9 +98,11 @@ class RoutingTable:
                 if self._onions >= max(_ONION_FLOOR, int(self._size * self._params.onion_share)):
                     return False
                 continue
-            if self._groups[group] >= self._params.table_per_group:
+            known = self._groups.get(group, 0)
+            if known >= self._params.table_per_group:
                 return False
-            if sum(group in entry.groups for entry in bucket.values()) >= self._params.bucket_per_group:
+            most = self._params.bucket_per_group
+            if known >= most and sum(group in entry.groups for entry in bucket.values()) >= most:
                 return False
         return True
 
@@ -156,10 +161,12 @@ class RoutingTable:
         for group in groups:
             if group == _ONION:
                 self._onions += by
-            elif self._groups[group] + by <= 0:
-                del self._groups[group]
+                continue
+            known = self._groups.get(group, 0) + by
+            if known > 0:
+                self._groups[group] = known
             else:
-                self._groups[group] += by
+                del self._groups[group]
 
     def failed(self, key: int) -> Entry | None:
         """A peer did not answer; returns its entry when that evicted it."""
@@ -192,36 +199,39 @@ class RoutingTable:
         distance = target.__xor__
         if index < len(buckets):
             bucket = buckets[index]
-            for key in sorted(bucket, key=distance):
-                if key != without:
-                    found.append(bucket[key].contact)
-            if len(found) >= count:
-                return found[:count]
-            deeper: dict[int, Entry] = {}
-            for bucket in buckets[index + 1 :]:
-                deeper.update(bucket)
-            for key in sorted(deeper, key=distance):
-                if key != without:
-                    found.append(deeper[key].contact)
+            found = [bucket[key].contact for key in sorted(bucket, key=distance) if key != without]
+            if len(found) < count:
+                deeper: dict[int, Entry] = {}
+                for bucket in buckets[index + 1 :]:
+                    deeper.update(bucket)
+                found += [deeper[key].contact for key in sorted(deeper, key=distance) if key != without]
         for shallow in range(min(index, len(buckets)) - 1, -1, -1):
             if len(found) >= count:
                 break
             bucket = buckets[shallow]
-            for key in sorted(bucket, key=distance):
-                if key != without:
-                    found.append(bucket[key].contact)
+            found += [bucket[key].contact for key in sorted(bucket, key=distance) if key != without]
         return found[:count]
 
     def contacts(self) -> list[Contact]:
         return [entry.contact for bucket in self._buckets for entry in bucket.values()]
+
+    def keys(self) -> list[int]:
+        return [key for bucket in self._buckets for key in bucket]
 
     def entries(self) -> list[Entry]:
         return [entry for bucket in self._buckets for entry in bucket.values()]
 
     def sample(self, random: Random, count: int) -> list[Contact]:
         """A random sample, for a peer that wants more connections."""
-        contacts = self.contacts()
-        return random.sample(contacts, min(count, len(contacts)))
+        return [self._contact(place) for place in random.sample(range(self._size), min(count, self._size))]
+
+    def _contact(self, place: int) -> Contact:
+        """The contact in some place of the order of :meth:`contacts`."""
+        for bucket in self._buckets:
+            if place < len(bucket):
+                return next(islice(bucket.values(), place, None)).contact
+            place -= len(bucket)
+        raise IndexError("there are fewer peers in the table")
 
     def touch(self, target: int, now: float) -> None:
         """A lookup went through the target's bucket."""

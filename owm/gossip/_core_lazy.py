@@ -16,11 +16,11 @@ P = TypeVar("P", bound=Hashable)
 class LazyGossip(Generic[P]):
     """IHAVE, IWANT and IDONTWANT, each bounded per peer and heartbeat (G2)."""
 
-    __slots__ = ("_counted", "_promises", "_state")
+    __slots__ = ("_declined", "_promises", "_state")
 
     def __init__(self, state: State[P]) -> None:
         self._state = state
-        self._counted: dict[P, Peer[P]] = {}  # peers with something to reset at the heartbeat
+        self._declined: dict[P, Peer[P]] = {}  # peers that do not want something
         self._promises: dict[bytes, dict[P, float]] = {}  # id -> who promised it -> until when
 
     def on_ihave(self, peer: Peer[P], announced: tuple[tuple[str, tuple[bytes, ...]], ...], now: float) -> None:
@@ -28,8 +28,8 @@ class LazyGossip(Generic[P]):
         state, params = self._state, self._state.params
         if peer.score.value < params.score.gossip_threshold:
             return
+        peer.count_in(state.tick)
         peer.ihaves += 1
-        self._counted[peer.id] = peer
         if peer.ihaves > params.max_ihave_messages or peer.asked >= params.max_ihave_ids:
             return
         wanted: dict[bytes, None] = {}
@@ -58,8 +58,8 @@ class LazyGossip(Generic[P]):
         state, params = self._state, self._state.params
         if peer.score.value < params.score.gossip_threshold:
             return
+        peer.count_in(state.tick)
         room = params.max_iwant_ids - peer.served
-        self._counted[peer.id] = peer
         found: list[Message] = []
         size = 0
         for id_ in ids[: max(0, room)]:
@@ -79,7 +79,7 @@ class LazyGossip(Generic[P]):
         """Remember what not to send to the peer, for a few heartbeats."""
         params = self._state.params
         until = self._state.tick + params.idontwant_heartbeats
-        self._counted[peer.id] = peer
+        self._declined[peer.id] = peer
         for id_ in ids[: params.max_idontwant_ids - len(peer.dont_want)]:
             peer.dont_want[id_] = until
 
@@ -89,26 +89,24 @@ class LazyGossip(Generic[P]):
             self._promises.pop(id_, None)
 
     def heartbeat(self, now: float) -> None:
-        """Blame broken promises, reset the counters, announce what is new."""
+        """Blame broken promises, forget what peers did not want, announce what is new."""
         state = self._state
         if self._promises:
             self._blame(now)
-        if self._counted:
-            self._reset_counters()
+        if self._declined:
+            self._forget_declined()
         if len(state.cache):
             self._announce()
         state.cache.shift()
 
-    def _reset_counters(self) -> None:
+    def _forget_declined(self) -> None:
         state = self._state
-        counted, self._counted = self._counted, {}
-        for peer in counted.values():
-            peer.ihaves = peer.asked = peer.served = 0
-            if peer.dont_want:
-                for id_ in [id_ for id_, until in peer.dont_want.items() if until <= state.tick]:
-                    del peer.dont_want[id_]
-                if peer.dont_want and peer.id in state.peers:
-                    self._counted[peer.id] = peer
+        declined, self._declined = self._declined, {}
+        for peer in declined.values():
+            for id_ in [id_ for id_, until in peer.dont_want.items() if until <= state.tick]:
+                del peer.dont_want[id_]
+            if peer.dont_want and peer.id in state.peers:
+                self._declined[peer.id] = peer
 
     def _announce(self) -> None:
         state, params = self._state, self._state.params
@@ -126,19 +124,21 @@ class LazyGossip(Generic[P]):
             if count < len(peers):
                 peers = state.random.sample(peers, count)
             for peer in peers:
-                id_ = peer.id
-                # Neither heard from us nor told us of it; once is enough on reliable streams.
-                news = [one for one in recent if id_ not in one[1]]
+                peer_id = peer.id
+                news: list[tuple[bytes, set[object]]] = []
+                for one in recent:
+                    if peer_id not in one[1]:  # neither heard from us nor told us: once is enough on reliable streams
+                        news.append(one)
                 if not news:
                     continue
-                left = room.get(id_, params.max_ihave_ids)
+                left = room.get(peer_id, params.max_ihave_ids)
                 if len(news) > left:  # the others have their turn at the next heartbeat
                     news = state.random.sample(news, left)
                 for _, told in news:
-                    told.add(id_)
+                    told.add(peer_id)
                 if news:
-                    outgoing.setdefault(id_, []).append((name, tuple([one for one, _ in news])))
-                    room[id_] = left - len(news)
+                    outgoing.setdefault(peer_id, []).append((name, tuple([id_ for id_, _ in news])))
+                    room[peer_id] = left - len(news)
         for peer_id, announced in outgoing.items():
             state.send(peer_id, Rpc(ihave=tuple(announced)), Priority.GOSSIP)
 

@@ -94,6 +94,7 @@ class Peer(Generic[P]):
         "outbound",
         "score",
         "served",
+        "tick",
         "topics",
     )
 
@@ -103,12 +104,19 @@ class Peer(Generic[P]):
         self.idontwant = idontwant  #: it speaks v1.2
         self.score = score
         self.topics: set[str] = set()
+        self.tick = 0  # the heartbeat that these counters are of
         self.ihaves = 0  # IHAVE messages taken since the heartbeat
         self.asked = 0  # ids asked for since the heartbeat
         self.served = 0  # ids answered since the heartbeat
         self.budget = float("-inf")  # GCRA: when the validation budget is whole again
         self.dont_want: dict[bytes, int] = {}  # id -> heartbeat at which it is forgotten
         self.grayed = False
+
+    def count_in(self, tick: int) -> None:
+        """Start the counters anew if there was a heartbeat since the last look: most peers ask for nothing in one."""
+        if self.tick != tick:
+            self.tick = tick
+            self.ihaves = self.asked = self.served = 0
 
 
 class Topic(Generic[P]):
