@@ -145,7 +145,7 @@ class EventHeap:
                 if when >= next_report and progress is not None:
                     next_report = when + step
                     progress((when - start) / max(1, until - start))
-                if call.__class__ is not Timer:
+                if type(call) is not Timer:
                     call(*args)
                     continue
                 timer: Timer = call

@@ -14,7 +14,7 @@ from owm.dht._core_server import QueryRefused
 from owm.dht._core_types import Contact, DhtParams, Done, Message, SendQuery
 from owm.gossip._core import Verdict
 from owm.gossip._core_params import GossipParams, ScoreParams
-from owm.gossip._core_state import Deliver, SendRpc, Validate
+from owm.gossip._core_state import Deliver, Effect, SendRpc, Validate
 from owm.gossip._core_wire import Rpc
 from simulations._adversaries import BEHAVIOURS, Adversary
 from simulations._engine import SECOND, EventHeap
@@ -55,6 +55,8 @@ class World:
         self._dht = DhtParams(dial_back_groups=0) if scenario.dht else None
         self._client = DhtParams(dial_back_groups=1_000_000) if scenario.dht else None
         self._gossip = GossipParams(score=ScoreParams()) if scenario.gossip else None
+        # Bound once, instead of once for each event.
+        self._on_rpc, self._on_beat, self._on_forward = self._rpc, self._beat, self._forward
         self._waiting: dict[tuple[int, int], Callable[[Any], None]] = {}
         self.adversary: Adversary | None = None
         hostile = [node for node in self.nodes if node.hostile]
@@ -108,7 +110,7 @@ class World:
         node.start(params, self._gossip if not node.hostile else None, random, clock)
         if node.gossip is not None:
             self.gossip_effects(node, node.gossip.subscribe(self.topic, heap.seconds))
-            heap.at(heap.now + random.randrange(SECOND), self._beat, node, node.version)
+            heap.at(heap.now + random.randrange(SECOND), self._on_beat, node, node.version)
             if self._dht is not None and not node.hostile:
                 heap.at(heap.now + random.randrange(_MEET_EVERY), self._meet, node, node.version)
         if node.dht is not None and not node.hostile:
@@ -231,9 +233,9 @@ class World:
         effects = core.drain()
         while effects:
             for effect in effects:
-                if effect.__class__ is SendQuery:
+                if isinstance(effect, SendQuery):
                     self.send_query(node, effect.contact, effect.query_id, effect.message)
-                elif effect.__class__ is Done:
+                elif isinstance(effect, Done):
                     done = self._waiting.pop((node.index, effect.operation), None)
                     if done is not None:
                         done(effect.result)
@@ -303,27 +305,26 @@ class World:
 
     # -- messages of gossip
 
-    def gossip_effects(self, node: Node, effects: list[Any]) -> None:
+    def gossip_effects(self, node: Node, effects: list[Effect[int]]) -> None:
         core = node.gossip
         if core is None:
             return
         now = self.heap.seconds
         while effects:
-            more: list[Any] = []
+            more: list[Effect[int]] = []
             for effect in effects:
-                kind = effect.__class__
-                if kind is SendRpc:
+                if isinstance(effect, SendRpc):
                     self.send_rpc(node.index, effect.peer, effect.rpc)
-                elif kind is Validate:
+                elif isinstance(effect, Validate):
                     message = effect.message
                     good = not message.data.startswith(b"invalid", 16)
                     more += core.validated(message.id, Verdict.ACCEPT if good else Verdict.REJECT, now)
-                elif kind is Deliver:
+                elif isinstance(effect, Deliver):
                     self.workload.delivered(effect.message, node)
             effects = more
         if core.next_forward < node.forward_at:
             node.forward_at = core.next_forward
-            self.heap.at(int(node.forward_at * SECOND) + 1, self._forward, node, node.version)
+            self.heap.at(int(node.forward_at * SECOND) + 1, self._on_forward, node, node.version)
 
     def _forward(self, node: Node, version: int) -> None:
         if node.version != version or not node.online or node.gossip is None:
@@ -337,18 +338,20 @@ class World:
     def send_rpc(self, source: int, destination: int, rpc: Rpc) -> None:
         delay = self.links.delay(source, destination)
         if delay >= 0:
-            self.heap.at(self.heap.now + delay, self._rpc, destination, source, rpc)
+            heap = self.heap
+            heap.at(heap.now + delay, self._on_rpc, destination, source, rpc)
 
     def _rpc(self, destination: int, source: int, rpc: Rpc) -> None:
         node = self.nodes[destination]
-        if not node.online or node.frozen or node.gossip is None or source not in node.links:
+        core = node.gossip
+        if core is None or not node.online or node.frozen or not core.is_connected(source):
             return
         digest = len(rpc.ihave) + 7 * len(rpc.iwant) + 31 * len(rpc.graft) + 127 * len(rpc.prune)
         for message in rpc.publish:
             digest = zlib.crc32(message.data[:16], digest)
         heap = self.heap
         heap.trace(destination, _RPC, digest + 8191 * source)
-        effects = node.gossip.receive_rpc(source, rpc, heap.seconds)
+        effects = core.receive_rpc(source, rpc, heap.seconds)
         if effects:  # most bring nothing new
             self.gossip_effects(node, effects)
 
@@ -360,7 +363,7 @@ class World:
         if effects:
             heap.events += 1
             self.gossip_effects(node, effects)
-        heap.at(heap.now + SECOND, self._beat, node, version)
+        heap.at(heap.now + SECOND, self._on_beat, node, version)
 
     # -- running and judging
 

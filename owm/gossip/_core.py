@@ -268,6 +268,9 @@ class GossipCore(Generic[P]):
     def subscriptions(self) -> tuple[str, ...]:
         return tuple(name for name, topic in self._state.topics.items() if topic.subscribed)
 
+    def is_connected(self, peer: P) -> bool:
+        return peer in self._state.peers
+
     def peers(self) -> tuple[P, ...]:
         return tuple(self._state.peers)
 
