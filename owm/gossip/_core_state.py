@@ -231,5 +231,9 @@ class State(Generic[P]):
             self.effects.append(Penalise(peer.id, reason))
 
     def drain(self) -> list[Effect[P]]:
-        effects, self.effects = self.effects, []
+        """What is to be done since the last call."""
+        effects = self.effects
+        if not effects:
+            return []  # as after most messages
+        self.effects = []
         return effects
