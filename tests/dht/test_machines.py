@@ -56,6 +56,8 @@ class TableMachine(RuleBasedStateMachine):
     def is_bounded_and_diverse(self):
         contacts = self.table.contacts()
         assert len(contacts) == len(self.table)
+        assert self.table.keys() == [contact.key for contact in contacts]
+        assert self.table.sample(Random(1), 5) == Random(1).sample(contacts, min(5, len(contacts)))
         assert max(self.table.bucket_sizes(), default=0) <= 4
         groups = [group_of(contact.addresses[0]) for contact in contacts]
         assert all(groups.count(group) <= 3 for group in groups)

@@ -20,6 +20,30 @@ def test_events_run_in_order_of_time_and_then_of_scheduling(times: list[int]) ->
     assert heap.now == 100
 
 
+@given(st.lists(st.tuples(st.integers(0, 40_000), st.lists(st.integers(0, 40_000), max_size=3)), max_size=30))
+def test_what_is_scheduled_while_running_runs_in_its_place(plan: list[tuple[int, list[int]]]) -> None:
+    heap = EventHeap(1)
+    scheduled: list[tuple[int, int]] = []
+    ran: list[tuple[int, int]] = []
+
+    def schedule(when: int, then: list[int]) -> None:
+        scheduled.append((when, len(scheduled)))
+        heap.at(when, run, *scheduled[-1], then)
+
+    def run(when: int, number: int, then: list[int]) -> None:
+        assert heap.now == when
+        ran.append((when, number))
+        for delay in then:
+            schedule(heap.now + delay, [])
+
+    for when, then in plan:
+        schedule(when, then)
+    for until in range(0, 90_001, 3_000):  # a run may end in the middle of what is due soon
+        heap.run(until)
+        assert all(when <= until for when, _ in ran)
+    assert ran == sorted(scheduled)
+
+
 def test_what_lies_behind_the_end_does_not_run_yet() -> None:
     heap = EventHeap(1)
     ran: list[str] = []
