@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
+from typing import Final
+
 from owm.gossip._core_wire import Message
 
-__all__ = ["MessageCache", "SeenCache"]
+__all__ = ["Cached", "MessageCache", "SeenCache"]
 
 
 class SeenCache:
@@ -47,65 +50,75 @@ class SeenCache:
             self._since = now
 
 
+class Cached:
+    """A message that can still be given."""
+
+    __slots__ = ("asked", "born", "message", "told")
+
+    def __init__(self, message: Message, born: int) -> None:
+        self.message = message
+        self.born = born  #: the heartbeat after which it came
+        self.told: set[object] = set()  #: who announced it to us, or was told of it by us
+        self.asked: dict[object, int] | None = None  #: how often who asked for it
+
+
+_born: Final = attrgetter("born")
+
+
 class MessageCache:
     """The messages of the last heartbeats (mcache of the specification), at most ``capacity``: the oldest go first."""
 
-    __slots__ = ("_capacity", "_messages", "_sent", "_told", "_windows")
+    __slots__ = ("_capacity", "_held", "_history", "_tick")
 
     def __init__(self, history: int, capacity: int) -> None:
+        self._history = history
         self._capacity = capacity
-        self._messages: dict[bytes, Message] = {}  # in order of arrival
-        self._windows: list[list[Message]] = [[] for _ in range(history)]
-        self._sent: dict[bytes, dict[object, int]] = {}
-        self._told: dict[bytes, set[object]] = {}
+        self._held: dict[bytes, Cached] = {}  # in order of arrival
+        self._tick = 0
 
     def __len__(self) -> int:
-        return len(self._messages)
+        return len(self._held)
 
     def put(self, message: Message) -> None:
-        if message.id in self._messages:
+        if message.id in self._held:
             return
-        if len(self._messages) >= self._capacity:
-            self._drop(next(iter(self._messages)))
-        self._messages[message.id] = message
-        self._told[message.id] = set()
-        self._windows[0].append(message)
+        if len(self._held) >= self._capacity:
+            del self._held[next(iter(self._held))]
+        self._held[message.id] = Cached(message, self._tick)
 
     def get(self, id_: bytes) -> Message | None:
-        return self._messages.get(id_)
+        held = self._held.get(id_)
+        return held.message if held is not None else None
 
     def take(self, id_: bytes, peer: object, limit: int) -> Message | None:
         """The message for a peer that asks for it, unless it has asked ``limit`` times before."""
-        message = self._messages.get(id_)
-        if message is None:
+        held = self._held.get(id_)
+        if held is None:
             return None
-        counts = self._sent.setdefault(id_, {})
-        counts[peer] = counts.get(peer, 0) + 1
-        return message if counts[peer] <= limit else None
+        if held.asked is None:
+            held.asked = {}
+        count = held.asked[peer] = held.asked.get(peer, 0) + 1
+        return held.message if count <= limit else None
 
     def told(self, id_: bytes) -> set[object] | None:
         """Who announced the message to us, or was told of it by us; to be added to. None when we do not have it."""
-        return self._told.get(id_)
+        held = self._held.get(id_)
+        return held.told if held is not None else None
 
-    def recent(self, windows: int) -> dict[str, list[tuple[bytes, set[object]]]]:
-        """Ids of the last ``windows`` heartbeats, by topic, each with who knows of it; see :meth:`told`."""
-        out: dict[str, list[tuple[bytes, set[object]]]] = {}
-        for window in self._windows[:windows]:
-            for message in window:
-                told = self._told.get(message.id)
-                if told is not None:
-                    out.setdefault(message.topic, []).append((message.id, told))
+    def recent(self, heartbeats: int) -> dict[str, list[Cached]]:
+        """What came within the last heartbeats, by topic, the latest heartbeat first."""
+        since = self._tick - heartbeats
+        found = [held for held in self._held.values() if held.born > since]
+        found.sort(key=_born, reverse=True)  # which leaves those of one heartbeat in order of arrival
+        out: dict[str, list[Cached]] = {}
+        for held in found:
+            out.setdefault(held.message.topic, []).append(held)
         return out
 
     def shift(self) -> None:
         """One heartbeat has passed."""
-        last = self._windows.pop()
-        for message in last:
-            self._drop(message.id)
-        last.clear()
-        self._windows.insert(0, last)
-
-    def _drop(self, id_: bytes) -> None:
-        self._messages.pop(id_, None)
-        self._sent.pop(id_, None)
-        self._told.pop(id_, None)
+        self._tick += 1
+        if self._held:
+            last = self._tick - self._history
+            for id_ in [id_ for id_, held in self._held.items() if held.born <= last]:
+                del self._held[id_]

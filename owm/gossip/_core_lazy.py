@@ -6,6 +6,7 @@ from collections.abc import Hashable
 from random import Random
 from typing import Generic, TypeVar
 
+from owm.gossip._core_cache import Cached
 from owm.gossip._core_state import Peer, Priority, State
 from owm.gossip._core_wire import Message, Rpc
 
@@ -120,28 +121,27 @@ class LazyGossip(Generic[P]):
             peers = topic.outsiders()
             low = params.score.gossip_threshold
             if low > 0 or not state.scores.all_calm:
-                peers = [p for p in peers if p.score.value >= low]
+                peers = [peer for peer in peers if topic.peers[peer].score.value >= low]
             count = max(params.d_lazy, int(params.gossip_factor * len(peers)))
             if count < len(peers):
                 peers = _sample(state.random, peers, count)
             for peer in peers:
-                peer_id = peer.id
-                news: list[tuple[bytes, set[object]]] = []
-                for one in recent:
-                    if peer_id not in one[1]:  # neither heard from us nor told us: once is enough on reliable streams
-                        news.append(one)
+                news: list[Cached] = []
+                for held in recent:
+                    if peer not in held.told:  # neither told us nor heard from us: once is enough on reliable streams
+                        news.append(held)
                 if not news:
                     continue
-                left = room.get(peer_id, params.max_ihave_ids)
+                left = room.get(peer, params.max_ihave_ids)
                 if len(news) > left:  # the others have their turn at the next heartbeat
                     news = state.random.sample(news, left)
-                for _, told in news:
-                    told.add(peer_id)
+                for held in news:
+                    held.told.add(peer)
                 if news:
-                    outgoing.setdefault(peer_id, []).append((name, tuple([id_ for id_, _ in news])))
-                    room[peer_id] = left - len(news)
-        for peer_id, announced in outgoing.items():
-            state.send(peer_id, Rpc(ihave=tuple(announced)), Priority.GOSSIP)
+                    outgoing.setdefault(peer, []).append((name, tuple([held.message.id for held in news])))
+                    room[peer] = left - len(news)
+        for peer, announced in outgoing.items():
+            state.send(peer, Rpc(ihave=tuple(announced)), Priority.GOSSIP)
 
     def _blame(self, now: float) -> None:
         state = self._state
@@ -154,7 +154,7 @@ class LazyGossip(Generic[P]):
                 del self._promises[id_]
 
 
-def _sample(random: Random, peers: list[Peer[P]], count: int) -> list[Peer[P]]:
+def _sample(random: Random, peers: list[P], count: int) -> list[P]:
     """What ``random.sample`` draws of a few peers, at half its cost: this runs at each heartbeat."""
     draw = random.getrandbits
     pool, chosen = list(peers), []

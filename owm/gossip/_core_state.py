@@ -145,14 +145,14 @@ class Topic(Generic[P]):
         self.fanout_until = 0.0
         self.backoff: dict[P, float] = {}  #: until when not to graft whom
         self.unsaid: dict[P, None] = {}  #: of them, who pruned us without a word of a back-off and may not know any
-        self._outsiders: list[Peer[P]] | None = None
+        self._outsiders: list[P] | None = None
 
-    def outsiders(self) -> list[Peer[P]]:
+    def outsiders(self) -> list[P]:
         """Who is told of what we have, for it does not get it from us: not to be changed. Asked for each heartbeat."""
         if not self.subscribed:
-            return [peer for peer in self.peers.values() if peer.id not in self.fanout]
+            return [peer for peer in self.peers if peer not in self.fanout]
         if self._outsiders is None:
-            self._outsiders = [peer for peer in self.peers.values() if peer.id not in self.mesh]
+            self._outsiders = [peer for peer in self.peers if peer not in self.mesh]
         return self._outsiders
 
     def changed(self) -> None:

@@ -155,7 +155,7 @@ class Gossiping(RuleBasedStateMachine):
     def who_is_outside_a_mesh_is_known(self) -> None:
         for topic in self.core._state.topics.values():
             chosen = topic.mesh if topic.subscribed else topic.fanout
-            assert topic.outsiders() == [peer for peer in topic.peers.values() if peer.id not in chosen]
+            assert topic.outsiders() == [peer for peer in topic.peers if peer not in chosen]
 
     @invariant()
     def everything_under_validation_is_asked_for(self) -> None:
