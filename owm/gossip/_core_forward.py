@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Final, Generic, TypeVar
 
-from owm.gossip._core_state import Peer, Priority, State
+from owm.gossip._core_state import Priority, State
 from owm.gossip._core_wire import Message, Rpc
 
 __all__ = ["Forwarding"]
@@ -28,7 +28,7 @@ class _Held(Generic[P]):
 
     __slots__ = ("holders", "message")
 
-    def __init__(self, message: Message, holders: list[Peer[P]]) -> None:
+    def __init__(self, message: Message, holders: list[P]) -> None:
         self.message = message
         self.holders = holders
 
@@ -47,7 +47,7 @@ class Forwarding(Generic[P]):
     def __len__(self) -> int:
         return len(self._held)
 
-    def add(self, message: Message, holders: list[Peer[P]], now: float) -> None:
+    def add(self, message: Message, holders: list[P], now: float) -> None:
         """An accepted message, and who is known to have it."""
         params = self._state.params
         held = _Held(message, holders)
@@ -59,7 +59,7 @@ class Forwarding(Generic[P]):
             self.due = now + delay * (0.25 + 0.75 * self._state.random.random())
         self._held[message.id] = held
 
-    def copy(self, peer: Peer[P], message_id: bytes) -> None:
+    def copy(self, peer: P, message_id: bytes) -> None:
         """``peer`` sent us a copy."""
         held = self._held.get(message_id)
         if held is not None:
@@ -98,12 +98,11 @@ class Forwarding(Generic[P]):
         topic = self._state.topics.get(message.topic)
         if topic is None:
             return []
-        id_, author = message.id, message.sender
-        return [
-            peer.id
-            for peer in topic.mesh.values()
-            if peer not in holders and id_ not in peer.dont_want and peer.id != author
-        ]
+        author = message.sender
+        found = [peer for peer in topic.mesh if peer not in holders and peer != author]
+        if self._state.declined:
+            found = [peer for peer in found if message.id not in topic.mesh[peer].dont_want]
+        return found
 
     def _packed(self, messages: list[Message]) -> list[Rpc]:
         """As few RPCs as their size allows."""

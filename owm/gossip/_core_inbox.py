@@ -186,7 +186,7 @@ class Inbox(Generic[P]):
             elif pending.may_vary(peer) and self.spend(peer, now):
                 pending.variants.append((peer, message))
             return
-        self._forwarding.copy(peer, message.id)
+        self._forwarding.copy(peer.id, message.id)
         validated = self._validated_at.get(message.id)
         if validated is not None:
             window = self._state.scores.topic(peer.score, message.topic).params.mesh_deliveries_window
@@ -217,7 +217,7 @@ class Inbox(Generic[P]):
             return
         if state.scores.topic(source.score, message.topic).params.mesh_deliveries_weight:
             self._validated_at[message.id] = now
-        self._forwarding.add(message, [source, *pending.copies], now)
+        self._forwarding.add(message, [source.id, *[peer.id for peer in pending.copies]], now)
         state.effects.append(Deliver(source.id, message))
 
     def _is_signed_as_agreed(self, message: Message) -> bool:

@@ -18,11 +18,10 @@ P = TypeVar("P", bound=Hashable)
 class LazyGossip(Generic[P]):
     """IHAVE, IWANT and IDONTWANT, each bounded per peer and heartbeat (G2)."""
 
-    __slots__ = ("_declined", "_promises", "_state")
+    __slots__ = ("_promises", "_state")
 
     def __init__(self, state: State[P]) -> None:
         self._state = state
-        self._declined: dict[P, Peer[P]] = {}  # peers that do not want something
         self._promises: dict[bytes, dict[P, float]] = {}  # id -> who promised it -> until when
 
     def on_ihave(self, peer: Peer[P], announced: tuple[tuple[str, tuple[bytes, ...]], ...], now: float) -> None:
@@ -79,9 +78,9 @@ class LazyGossip(Generic[P]):
 
     def on_idontwant(self, peer: Peer[P], ids: tuple[bytes, ...]) -> None:
         """Remember what not to send to the peer, for a few heartbeats."""
-        params = self._state.params
-        until = self._state.tick + params.idontwant_heartbeats
-        self._declined[peer.id] = peer
+        state, params = self._state, self._state.params
+        until = state.tick + params.idontwant_heartbeats
+        state.declined[peer.id] = peer
         for id_ in ids[: params.max_idontwant_ids - len(peer.dont_want)]:
             peer.dont_want[id_] = until
 
@@ -95,7 +94,7 @@ class LazyGossip(Generic[P]):
         state = self._state
         if self._promises:
             self._blame(now)
-        if self._declined:
+        if state.declined:
             self._forget_declined()
         if len(state.cache):
             self._announce()
@@ -103,12 +102,12 @@ class LazyGossip(Generic[P]):
 
     def _forget_declined(self) -> None:
         state = self._state
-        declined, self._declined = self._declined, {}
+        declined, state.declined = state.declined, {}
         for peer in declined.values():
             for id_ in [id_ for id_, until in peer.dont_want.items() if until <= state.tick]:
                 del peer.dont_want[id_]
             if peer.dont_want and peer.id in state.peers:
-                self._declined[peer.id] = peer
+                state.declined[peer.id] = peer
 
     def _announce(self) -> None:
         state, params = self._state, self._state.params

@@ -166,6 +166,7 @@ class State(Generic[P]):
 
     __slots__ = (
         "cache",
+        "declined",
         "effects",
         "params",
         "peer_record",
@@ -186,6 +187,7 @@ class State(Generic[P]):
         self.scores: Scores[P] = Scores(params.score)
         self.seen = SeenCache(params.seen_ttl, params.max_seen)
         self.cache = MessageCache(params.history, params.max_cached)
+        self.declined: dict[P, Peer[P]] = {}  # who does not want some message
         self.effects: list[Effect[P]] = []
         self.tick = 0
 
