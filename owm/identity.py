@@ -72,7 +72,10 @@ class PeerId(bytes):
     @property
     def short(self) -> str:
         """The last eight characters, for tables and logs."""
-        return str(self)[-8:]
+        if len(self) < 34:
+            return str(self)[-8:]
+        last = int.from_bytes(self, "big") % 58**8  # what str(self) ends in, at a tenth of its cost
+        return str(base58.b58encode_int(last), "ascii").rjust(8, "1")
 
     def __str__(self) -> str:
         return str(base58.b58encode(bytes(self)), "ascii")

@@ -73,3 +73,12 @@ def test_not_every_byte_string_is_a_peer_id(raw: bytes) -> None:
     except ValueError:
         return
     assert bytes(peer) == raw and len(raw) <= 44
+
+
+@given(st.one_of(st.binary(min_size=32, max_size=32), st.binary(min_size=1, max_size=42)))
+def test_a_short_name_is_the_end_of_the_long_one(raw: bytes) -> None:
+    ids = [PeerId(bytes([0, len(raw)]) + raw)]
+    if len(raw) == 32:
+        ids += [PeerId(b"\x12\x20" + raw), PeerId.of_key(raw)]
+    for peer in ids:
+        assert peer.short == str(peer)[-8:]

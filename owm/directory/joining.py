@@ -104,7 +104,7 @@ class Joiner:
         backoff = _FIRST_BACKOFF
         while True:
             self._turned = trio.Event()
-            if self._network.connections():
+            if self._network.peers():
                 self._note_joined()
                 await self._widen()
                 wait = _LOOK_AGAIN
@@ -134,7 +134,7 @@ class Joiner:
         if not self.status.joined:
             self.status.joined = True
             self.status.failures.clear()
-            _log.info("joined the network", connections=len(self._network.connections()))
+            _log.info("joined the network", connections=len(self._network.peers()))
         self._settled.set()
 
     async def _join(self) -> bool:
@@ -142,7 +142,7 @@ class Joiner:
         self.status.leads = 0
         with trio.move_on_after(_REMEMBERED_SECONDS):
             await self._dht.bootstrap()  # through peers remembered from earlier runs
-        joined = bool(self._network.connections())
+        joined = bool(self._network.peers())
         rest: list[Lead] = []
         for name, source in self._sources:
             for lead in await source():
@@ -156,7 +156,7 @@ class Joiner:
                     joined = True
         if rest and self._nursery is not None:
             self._nursery.start_soon(self._meet, rest[:_MEET])
-        if not joined and self._network.connections():  # somebody may have dialled us meanwhile
+        if not joined and self._network.peers():  # somebody may have dialled us meanwhile
             await self._dht.bootstrap()
             joined = True
         return joined
@@ -197,7 +197,7 @@ class Joiner:
 
     async def _widen(self) -> None:
         """Connect to peers of the routing table until there are ``target``."""
-        missing = self._target - len(self._network.connections())
+        missing = self._target - len(self._network.peers())
         if missing <= 0:
             return
         known = self._dht.known_peers(self._target * 4)

@@ -95,7 +95,7 @@ class TwinWatch:
 
     def _choose(self) -> list[PeerId]:
         likely = list(self._holders())
-        others = [c.peer for c in self._network.connections() if c.peer not in likely]
+        others = [peer for peer in self._network.peers() if peer not in likely]
         chosen = self._random.sample(likely, min(len(likely), _ASKED))
         return chosen + self._random.sample(others, min(len(others), _ASKED - len(chosen)))
 

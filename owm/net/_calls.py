@@ -152,7 +152,7 @@ class Calls:
         try:
             if self._outbound is not None:
                 wait = self._outbound.reserve(peer, 1, trio.current_time())
-                await take_turn(wait, partial(self._outbound.refund, peer, 1), peer.short)
+                await take_turn(wait, partial(self._outbound.refund, peer, 1), peer)
             yield
         finally:
             limiter.release_on_behalf_of(owner)

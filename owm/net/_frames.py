@@ -112,21 +112,26 @@ async def pump_frames(stream: Stream, max_frame: int, sink: Callable[[bytes], No
         Exception: whatever ``sink`` raised; it is not called again.
     """
     decoder = FrameDecoder(max_frame)
-    frame, since = -1, 0.0  # the one that was coming in when we last looked, and since when
+    slow = (
+        trio.CancelScope()
+    )  # without a deadline while no frame has begun: peers have dozens of streams that are silent
+    frame, since = -1, 0.0  # the one that is coming in, and since when
 
     def take(data: bytes) -> None:
+        nonlocal frame, since
         for each in decoder.feed(data):
             sink(each)
+        if decoder.is_inside_frame:
+            if frame != decoder.completed:
+                frame, since = decoder.completed, trio.current_time()
+            slow.deadline = since + seconds_for(decoder.length)
+        elif frame >= 0:
+            frame, slow.deadline = -1, float("inf")
 
-    def look() -> None:
-        nonlocal frame, since
-        now = trio.current_time()
-        if not decoder.is_inside_frame or frame != decoder.completed:
-            frame, since = decoder.completed if decoder.is_inside_frame else -1, now
-        elif now - since > seconds_for(decoder.length):
-            raise ProtocolViolation("a frame comes in too slowly")
-
-    await stream.pump(take, look, 1.5 * seconds_for(0))  # rarely: peers have dozens of streams that are silent
+    with slow:
+        await stream.pump(take)
+    if slow.cancelled_caught:
+        raise ProtocolViolation("a frame comes in too slowly")
     if decoder.is_inside_frame:
         raise StreamReset("the stream ended within a frame")
 

@@ -126,28 +126,17 @@ class Stream(ABC):
             StreamReset: the peer or the connection went away.
         """
 
-    async def pump(
-        self, sink: Callable[[bytes], None], look: Callable[[], None] | None = None, every: float = 10.0
-    ) -> None:
+    async def pump(self, sink: Callable[[bytes], None]) -> None:
         """Hand all that comes to ``sink``, at once and in order, until the peer has finished writing.
 
         Nobody reads meanwhile. For protocols of many small messages: spares the reader a turn of the event loop each.
-        ``look`` is called every ``every`` seconds or so, for deadlines: what it raises ends the pumping, too.
 
         Raises:
             StreamReset: the peer or the connection went away.
-            Exception: whatever ``sink`` or ``look`` raised; neither is called again.
+            Exception: whatever ``sink`` raised; it is not called again.
         """
-        while True:
-            data = None
-            with trio.move_on_after(every if look is not None else float("inf")):
-                data = await self.receive()
-            if data:
-                sink(data)
-            elif data is not None:
-                return
-            if look is not None:
-                look()
+        while data := await self.receive():
+            sink(data)
 
     def send_nowait(self, data: bytes) -> bool:
         """Send all of ``data`` without waiting; False when that cannot be done, and then nothing is sent.
@@ -258,6 +247,10 @@ class Network(ABC):
     @abstractmethod
     def connections(self) -> tuple[Connection, ...]:
         """The live connections, one per peer."""
+
+    def peers(self) -> tuple[PeerId, ...]:
+        """Whom we are connected to: :meth:`connections` without what is known of each."""
+        return tuple(connection.peer for connection in self.connections())
 
     def connection(self, peer: PeerId) -> Connection | None:
         """The live connection with a peer, if there is one."""

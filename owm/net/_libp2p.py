@@ -283,7 +283,7 @@ class Libp2pNetwork(Network):
         if (bulk or not self._server.is_control(protocol)) and self._admission.is_spent(now):
             raise NetworkError("the day's bytes are used up: only what keeps us in the network goes on")
         if (wait := self._quotas.reserve(peer, protocol, 1, now)) > 0:
-            await take_turn(wait, partial(self._quotas.refund, peer, protocol, 1), peer.short)
+            await take_turn(wait, partial(self._quotas.refund, peer, protocol, 1), peer)
         ends = self._roster.usable(peer)
         if not ends:
             raise NotConnected(f"the connection to {peer.short} went away")
@@ -330,6 +330,9 @@ class Libp2pNetwork(Network):
 
     def connections(self) -> tuple[Connection, ...]:
         return tuple(self._describe(peer, self._roster.usable(peer)) for peer in self._roster)
+
+    def peers(self) -> tuple[PeerId, ...]:
+        return tuple(self._roster)
 
     def connection(self, peer: PeerId) -> Connection | None:
         ends = self._roster.usable(peer)

@@ -57,8 +57,8 @@ class Timeline:
     def __init__(self) -> None:
         self._due: list[tuple[float, int, Deliver]] = []
         self._order = itertools.count()
-        self._wake = trio.Event()
-        self._until = float("-inf")  # when the task wakes by itself
+        self._sleep = trio.CancelScope()
+        self._until = float("-inf")  # when the task wakes
         self.running = False
 
     def at(self, when: float, action: Deliver) -> None:
@@ -66,7 +66,7 @@ class Timeline:
         if self.running:
             heapq.heappush(self._due, (when, next(self._order), action))
             if when < self._until:
-                self._wake.set()
+                self._sleep.deadline = self._until = when
 
     async def run(self) -> None:
         """Until cancelled; what has not happened by then never does."""
@@ -74,12 +74,12 @@ class Timeline:
         try:
             while True:
                 now = trio.current_time()
+                self._until = float("-inf")
                 while self._due and self._due[0][0] <= now:
                     heapq.heappop(self._due)[2]()
-                self._wake = trio.Event()
                 self._until = self._due[0][0] if self._due else float("inf")
-                with trio.CancelScope(deadline=self._until):
-                    await self._wake.wait()
+                with trio.CancelScope(deadline=self._until) as self._sleep:
+                    await trio.sleep_forever()
         finally:
             self.running = False
             self._due.clear()

@@ -246,7 +246,7 @@ class MemoryNetwork(Network):
         if (bulk or not self._server.is_control(protocol)) and self._admission.is_spent(now):
             raise NetworkError("the day's bytes are used up: only what keeps us in the network goes on")
         wait = self._quotas.reserve(peer, protocol, 1, now)
-        await take_turn(wait, partial(self._quotas.refund, peer, protocol, 1), peer.short)
+        await take_turn(wait, partial(self._quotas.refund, peer, protocol, 1), peer)
         if peer not in self._connections:
             raise NotConnected(f"the connection to {peer.short} went away")
         connections = self._connections[peer]
@@ -282,6 +282,9 @@ class MemoryNetwork(Network):
 
     def connections(self) -> tuple[Connection, ...]:
         return tuple(self._describe(peer, ends) for peer, ends in self._connections.items())
+
+    def peers(self) -> tuple[PeerId, ...]:
+        return tuple(self._connections)
 
     def connection(self, peer: PeerId) -> Connection | None:
         ends = self._connections.get(peer)

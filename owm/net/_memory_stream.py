@@ -210,20 +210,13 @@ class MemoryStream(Stream):
         self._consumed(len(data))
         return data
 
-    async def pump(
-        self, sink: Callable[[bytes], None], look: Callable[[], None] | None = None, every: float = 10.0
-    ) -> None:
+    async def pump(self, sink: Callable[[bytes], None]) -> None:
         while self._buffer:
             sink(await self.receive())
         self._sink = sink
         try:
             while not self._remote_finished and self.error is None and self._sink_failed is None:
-                if look is None:
-                    await self._wait()
-                else:
-                    with trio.move_on_after(every):
-                        await self._wait()
-                    look()
+                await self._wait()
         finally:
             self._sink = None
         if self._sink_failed is not None:

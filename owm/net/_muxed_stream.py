@@ -98,21 +98,14 @@ class MuxedStream(Stream):
             connection.wake()
         return data
 
-    async def pump(
-        self, sink: Callable[[bytes], None], look: Callable[[], None] | None = None, every: float = 10.0
-    ) -> None:
+    async def pump(self, sink: Callable[[bytes], None]) -> None:
         while self._chunks:
             sink(await self.receive())
         self._sink = sink
         try:
             while not self._finished and self._error is None and self._sink_failed is None:
                 self._readable = trio.Event()
-                if look is None:
-                    await self._readable.wait()
-                else:
-                    with trio.move_on_after(every):
-                        await self._readable.wait()
-                    look()
+                await self._readable.wait()
         finally:
             self._sink = None
         if self._sink_failed is not None:

@@ -28,21 +28,22 @@ async def race(plan: DialPlan, dial: Callable[[str], Awaitable[_T]]) -> tuple[_T
     winner: list[_T] = []
     reasons: dict[str, str] = {}
     refused: list[NotDialled] = []
-    waiting = list(plan.attempts)
+    waiting = list(plan.attempts)  # at least one
     running = 0
     changed = trio.Event()
+    over = trio.CancelScope()
 
     async def attempt(one: Attempt) -> None:
         nonlocal running
         try:
             with trio.fail_after(one.timeout):
                 winner.append(await dial(one.address))
-                nursery.cancel_scope.cancel()
+                over.cancel()
         except trio.TooSlowError:
             reasons[one.address] = f"no answer within {one.timeout:g} s"
         except NotDialled as error:
             refused.append(error)
-            nursery.cancel_scope.cancel()
+            over.cancel()
         except (NetworkError, OSError) as error:
             reasons[one.address] = str(error) or type(error).__name__
         except Exception as error:  # noqa: BLE001 - see above
@@ -52,18 +53,23 @@ async def race(plan: DialPlan, dial: Callable[[str], Awaitable[_T]]) -> tuple[_T
             running -= 1
             changed.set()
 
-    async with trio.open_nursery() as nursery:
-        began = trio.current_time()
-        while waiting and not winner and not refused:
-            if running < plan.max_racing and (not running or trio.current_time() >= began + waiting[0].start):
-                running += 1
-                nursery.start_soon(attempt, waiting.pop(0))
-                continue
-            changed = trio.Event()
-            with trio.CancelScope() as scope:
-                if running < plan.max_racing:
-                    scope.deadline = began + waiting[0].start
-                await changed.wait()
+    async def run_all() -> None:
+        nonlocal running, changed
+        async with trio.open_nursery() as nursery:
+            began = trio.current_time()
+            while waiting and not winner and not refused:
+                if running < plan.max_racing and (not running or trio.current_time() >= began + waiting[0].start):
+                    running += 1
+                    nursery.start_soon(attempt, waiting.pop(0))
+                    continue
+                changed = trio.Event()
+                with trio.CancelScope() as scope:
+                    if running < plan.max_racing:
+                        scope.deadline = began + waiting[0].start
+                    await changed.wait()
+
+    with over:
+        await (run_all() if len(waiting) > 1 else attempt(waiting[0]))  # mostly there is nothing to race
     if refused and not winner:
         raise refused[0]
     return (winner[0] if winner else None), reasons

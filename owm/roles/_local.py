@@ -72,7 +72,7 @@ class LocalViews:
             "ram_mib": peer.parts.hardware.ram_mib,
             "addresses": list(peer.parts.network.addresses),
             "joining": peer.joiner.status.summary,
-            "connections": len(peer.parts.network.connections()),
+            "connections": len(peer.parts.network.peers()),
             "inbound_connections": statistics.inbound,
             "dialled_by_groups": len(peer.dht.core.dialled_by),
             "clock_skew_seconds": None if skew is None else round(skew, 1),

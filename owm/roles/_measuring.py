@@ -96,7 +96,7 @@ class TierWatch:
             if failures == _SAID_AFTER and not samples and self._worker:
                 _log.warning(
                     "bandwidth could not be measured yet, and without it the tier is t0",
-                    connections=len(self._source.network.connections()),
+                    connections=len(self._source.network.peers()),
                     remedy="nothing, if peers are few: it is tried every minute",
                 )
             pause = _RETRY if not samples else _SOON if samples < _FEW else _DAILY
@@ -106,7 +106,7 @@ class TierWatch:
         """Probe connected peers, those first with whom it is longest ago: several until three are known, then one."""
         before = self._source.tier
         samples = self._bandwidth.samples
-        peers = [connection.peer for connection in self._source.network.connections()]
+        peers = list(self._source.network.peers())
         self._random.shuffle(peers)
         peers.sort(key=lambda peer: samples[peer].time if peer in samples else 0.0)
         wanted = max(1, _FEW - len(samples))

@@ -194,7 +194,7 @@ class NetworkBackend:
         return NetworkStatistics(
             network=self._constitution.name,
             peers_known=directory.discovered,
-            connections=len(self._network.connections()),
+            connections=len(self._network.peers()),
             workers=directory.workers,
             tasks_running=self._counters.running,
             tasks_completed=self._counters.completed,

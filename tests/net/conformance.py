@@ -67,6 +67,7 @@ class NetworkConformance:
         async with self.networks() as (a, b):
             await connect(a, b)
             (here,), (there,) = a.connections(), b.connections()
+            assert a.peers() == (b.peer_id,) and b.peers() == (a.peer_id,)
             assert (here.peer, here.inbound, there.peer, there.inbound) == (b.peer_id, False, a.peer_id, True)
             assert here.address in b.addresses
             assert a.statistics().connections == b.statistics().connections == b.statistics().inbound == 1
