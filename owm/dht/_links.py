@@ -11,16 +11,17 @@ import trio
 
 from owm.dht._core_types import Contact, Message, MessageType, SendQuery
 from owm.dht._core_wire import MAX_MESSAGE, WireError, decode_message, encode_message
+from owm.dht._sending import Sender, Spawn
 from owm.errors import OwmError
 from owm.identity import PeerId
-from owm.net import FrameStream, Network, Penalty, Stream
-from owm.net._core_frames import encode_frame
-from owm.net.errors import NotDialled, TooManyStreams
+from owm.net import Network, Penalty, Stream, pump_frames
+from owm.net.errors import NotDialled, StreamReset, TooManyStreams
 
 __all__ = ["Link", "LinkEvents"]
 
 _STUCK: Final = 4.0  # seconds that an answer may be overdue before the stream is given up
 _MAX_ADDRESSES: Final = 16
+_UNSENT: Final = 1 << 20  # bytes of queries that a peer does not take
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,9 @@ class Link:
     kad-dht answers the requests of a stream in their order, and ADD_PROVIDER not at all.
     """
 
-    def __init__(self, network: Network, protocol: str, contact: Contact, events: LinkEvents, idle: float) -> None:
+    def __init__(
+        self, network: Network, protocol: str, contact: Contact, events: LinkEvents, idle: float, spawn: Spawn
+    ) -> None:
         self.contact = contact
         self.peer = PeerId(contact.id)
         self.dialled = False  # whether the connection is here for our sake
@@ -50,11 +53,12 @@ class Link:
         self._protocol = protocol
         self._events = events
         self._idle = idle
-        self._queue: deque[SendQuery] = deque()
-        self._waiting: deque[tuple[int, float]] = deque()
-        self._wake = trio.Event()
+        self._spawn = spawn
+        self._queue: deque[SendQuery] = deque()  # until there is a stream
+        self._waiting: deque[tuple[int, float]] = deque()  # queries without an answer, and their deadlines
+        self._sender: Sender | None = None
+        self._scope = trio.CancelScope()
         self._greeted = False
-        self._ending = False
         self._connected = False
         self._dialling: trio.CancelScope | None = None
         self._addresses = contact.addresses
@@ -66,14 +70,16 @@ class Link:
         return self._connected and not self._queue and not self._waiting
 
     def end(self) -> None:
-        """Have an idle link end now."""
-        self._ending = True
-        self._wake.set()
+        """End an idle link now, or one that is of no use any more."""
+        self.open = False
+        self._scope.cancel()
 
     def send(self, query: SendQuery) -> None:
-        """Queue a query."""
-        self._queue.append(query)
-        self._wake.set()
+        """Send a query, or queue it while there is no stream yet."""
+        if self._sender is None:
+            self._queue.append(query)
+        else:
+            self._write(self._sender, query)
 
     def dial_also(self, contact: Contact) -> None:
         """The peer is said to be elsewhere too: while we are not connected, try all addresses at once."""
@@ -89,19 +95,19 @@ class Link:
         try:
             stream = await self._open()
             if stream is not None:
-                frames = FrameStream(stream, MAX_MESSAGE)
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._read, frames, nursery.cancel_scope)
-                    await self._write(frames)
-                    nursery.cancel_scope.cancel()
+                with self._scope:
+                    self._sender = sender = Sender(stream, self._spawn, _UNSENT, self.end)
+                    while self._queue:
+                        self._write(sender, self._queue.popleft())
+                    await pump_frames(stream, MAX_MESSAGE, self._take)
                 with trio.move_on_after(1.0):
                     await stream.aclose()
-        except* (NotDialled, TooManyStreams):
+        except (NotDialled, TooManyStreams):
             ours = True
-        except* OwmError:
+        except OwmError:
             pass  # the queries fail below; the core judges the peer by that
         finally:
-            self.open = False
+            self.open, self._sender = False, None  # which refers to us: so both go at once
             if stream is not None:
                 stream.reset()
             for query_id, _ in self._waiting:
@@ -134,36 +140,22 @@ class Link:
             return await self._network.open_stream(self.peer, self._protocol)
         return None
 
-    async def _write(self, frames: FrameStream) -> None:
-        while True:
-            if not self._queue:
-                if self._ending and not self._waiting:
-                    return
-                if self._waiting and trio.current_time() > self._waiting[0][1] + _STUCK:
-                    return
-                self._wake = trio.Event()
-                with trio.move_on_after(self._idle) as idled:
-                    await self._wake.wait()
-                if idled.cancelled_caught and not self._queue and not self._waiting:
-                    return
-                continue
-            out = bytearray()
-            one_way: list[int] = []
-            while self._queue and len(out) < 65536:
-                query = self._queue.popleft()
-                out += encode_frame(self._encode(query.message))
-                if query.message.type is MessageType.ADD_PROVIDER:
-                    one_way.append(query.query_id)
-                else:
-                    self._waiting.append((query.query_id, query.deadline))
-            try:
-                await frames.stream.send(bytes(out))
-            except BaseException:
-                for query_id in one_way:
-                    self._events.failed(query_id, self._observed, False)
-                raise
-            for query_id in one_way:
-                self._events.answered(query_id, None, self._observed)
+    def _write(self, sender: Sender, query: SendQuery) -> None:
+        now = trio.current_time()
+        if self._waiting and now > self._waiting[0][1] + _STUCK:
+            self.end()
+        one_way = query.message.type is MessageType.ADD_PROVIDER
+        if not one_way:
+            self._waiting.append((query.query_id, query.deadline))
+            self._scope.deadline = max(now + self._idle, query.deadline + _STUCK)
+        elif not self._waiting:
+            self._scope.deadline = now + self._idle
+        try:
+            sender.put(self._encode(query.message))
+        except StreamReset:
+            self.end()
+        if one_way:
+            self._events.answered(query.query_id, None, self._observed)
 
     def _encode(self, message: Message) -> bytes:
         """Only the first message of a stream says who sends it."""
@@ -172,16 +164,21 @@ class Link:
         self._greeted = True
         return encode_message(message)
 
-    async def _read(self, frames: FrameStream, scope: trio.CancelScope) -> None:
-        while (data := await frames.receive()) is not None:
-            try:
-                message = decode_message(data)
-            except WireError as error:
-                self._network.penalise(self.peer, Penalty.LOW_TOLERANCE, f"kad-dht: {error}")
-                break
-            if not self._waiting:
-                self._network.penalise(self.peer, Penalty.MID_TOLERANCE, "kad-dht: an answer to nothing")
-                break
-            query_id, _ = self._waiting.popleft()
-            self._events.answered(query_id, message, self._observed)
-        scope.cancel()
+    def _take(self, data: bytes) -> None:
+        """One answer."""
+        if self._scope.cancel_called:
+            return
+        try:
+            message = decode_message(data)
+        except WireError as error:
+            self._network.penalise(self.peer, Penalty.LOW_TOLERANCE, f"kad-dht: {error}")
+            self.end()
+            return
+        if not self._waiting:
+            self._network.penalise(self.peer, Penalty.MID_TOLERANCE, "kad-dht: an answer to nothing")
+            self.end()
+            return
+        query_id, _ = self._waiting.popleft()
+        if not self._waiting:
+            self._scope.deadline = trio.current_time() + self._idle
+        self._events.answered(query_id, message, self._observed)

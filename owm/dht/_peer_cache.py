@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+import structlog
+import trio
 
+from owm.dht._core import KademliaCore
 from owm.dht._core_types import Contact
 from owm.identity import PeerId
 
-__all__ = ["load_peers", "save_peers"]
+__all__ = ["PeerCache", "load_peers", "save_peers"]
+
+_log = structlog.get_logger(__name__)
 
 _MAX_BYTES: Final = 1024 * 1024
 
@@ -24,6 +29,29 @@ class _Peer(msgspec.Struct, frozen=True):
 
 class _File(msgspec.Struct, frozen=True):
     peers: tuple[_Peer, ...]
+
+
+class PeerCache:
+    """The file in which a core's peers outlive it; with no path, nothing is kept."""
+
+    def __init__(self, core: KademliaCore, path: Path | None) -> None:
+        self._core = core
+        self._path = path
+
+    async def load(self) -> None:
+        """Have the core remember the peers of the last run."""
+        if self._path is not None:
+            self._core.remember(await trio.to_thread.run_sync(load_peers, self._path))
+
+    async def save(self) -> None:
+        """Write the peers of now, if there are any: whoever is cut off keeps those that it knew."""
+        peers = self._core.export_peers() if self._path is not None else ()
+        if self._path is None or not peers:
+            return
+        try:
+            await trio.to_thread.run_sync(save_peers, self._path, peers)
+        except OSError as error:
+            _log.warning("cannot save the known peers", path=str(self._path), error=str(error))
 
 
 def load_peers(path: Path, limit: int = 256) -> list[Contact]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -17,10 +17,22 @@ from owm.clock import Clock
 from owm.dht._core import KademliaCore
 from owm.dht._core_guards import solve_puzzle
 from owm.dht._core_keyspace import MAX_PREFIX_BITS, READY_BITS, preimages_ready, prepare_preimages
-from owm.dht._core_types import Contact, DhtParams, Done, GroupOf, Message, Misbehaved, Result, SendQuery, Validator
+from owm.dht._core_types import (
+    Contact,
+    DhtParams,
+    Done,
+    Effect,
+    GroupOf,
+    Message,
+    Misbehaved,
+    Result,
+    SendQuery,
+    Validator,
+)
 from owm.dht._interface import Dht, DhtStatistics, Provider
 from owm.dht._links import Link, LinkEvents
-from owm.dht._peer_cache import load_peers, save_peers
+from owm.dht._peer_cache import PeerCache
+from owm.dht._reach import Reach
 from owm.dht._serving import QueryServer
 from owm.dht._thinning import Thinning
 from owm.dht._validators import RecordValidator, by_namespace
@@ -88,22 +100,21 @@ class KademliaDht(Dht):
         keep: int = 6,
         crowd: int = 10,
         wanted: Callable[[PeerId], bool] = lambda peer: False,
-        few_links: int = 24,
+        few_links: int = 64,
         most_links: int = 256,
     ) -> None:
         self._network = network
         self._network_id = network_id
         self._random = random
         self._params = params
-        self._cache_path = cache_path
         self._protocol = protocol or dht_protocol(network_id)
-        self._devnet = devnet
         self._in_region = in_region or (lambda key: False)
         self._idle = idle
         self._few_links = min(few_links, most_links)
         self._most_links = most_links
         self._thinning = Thinning(network, random, idle, keep, crowd, self._meet, wanted)
         self._records = RecordValidator(network_id, clock)
+        self._reach = Reach(network, local=devnet)
         groups: GroupOf = (lambda a: None if is_local(a) else group_of(a)) if devnet else group_of
         self.core = KademliaCore(
             Contact(bytes(network.peer_id)),
@@ -111,30 +122,30 @@ class KademliaDht(Dht):
             random,
             by_namespace({"owm": self._records, **(validators or {})}),
             group_of=groups,
-            connected=self._connected,
+            connected=self._reach.connected,
             network=network_id,
         )
         self.core.prefix_bits = READY_BITS
-        self._server = QueryServer(self.core, network, self._flush)
+        self._cache = PeerCache(self.core, cache_path)
+        self._server = QueryServer(self.core, network, self._flush, self._spawn)
         self._serves = False
         self._links: dict[bytes, Link] = {}  # the one used last comes last
         self._waiting: dict[int, tuple[trio.Event, list[Result]]] = {}
         self._link_events = LinkEvents(self._answered, self._failed)
         self._nursery: trio.Nursery | None = None
+        self._flushing = False
         self._wake = trio.Event()
         self._asleep_until = float("inf")
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Self]:
         """Serve and maintain the table until the block ends; streams are reset then."""
-        core, path = self.core, self._cache_path
         if not preimages_ready():
             await trio.to_thread.run_sync(prepare_preimages)
         if self._params.puzzle_bits:
             solve = partial(solve_puzzle, self._network_id, self.core.contact.id, self._params.puzzle_bits)
-            core.proof = await trio.to_thread.run_sync(solve)
-        if path is not None:
-            core.remember(await trio.to_thread.run_sync(load_peers, path))
+            self.core.proof = await trio.to_thread.run_sync(solve)
+        await self._cache.load()
         self._note_addresses()
         try:
             async with trio.open_nursery() as nursery:
@@ -151,7 +162,7 @@ class KademliaDht(Dht):
                     nursery.cancel_scope.cancel()
         finally:
             with trio.CancelScope(shield=True):
-                await self._save()
+                await self._cache.save()
 
     # The calls
 
@@ -164,7 +175,7 @@ class KademliaDht(Dht):
         return len(self.core.table)
 
     async def find_peer(self, peer: PeerId) -> Provider | None:
-        connected = self._connected(bytes(peer))
+        connected = self._reach.connected(bytes(peer))
         if connected is not None:
             await trio.lowlevel.checkpoint()
             return _provider(connected)
@@ -238,19 +249,28 @@ class KademliaDht(Dht):
 
     def _flush(self) -> None:
         """Carry out what the core wants."""
-        while effects := self.core.drain():
-            for effect in effects:
-                if isinstance(effect, SendQuery):
-                    self._send(effect)
-                elif isinstance(effect, Done):
-                    waiting = self._waiting.get(effect.operation)
-                    if waiting is not None:
-                        waiting[1].append(effect.result)
-                        waiting[0].set()
-                elif isinstance(effect, Misbehaved):
-                    self._penalise(effect)
+        if self._flushing:
+            return  # a query that is done at once, or refused: what follows from it is next
+        self._flushing = True
+        try:
+            while effects := self.core.drain():
+                for effect in effects:
+                    self._carry_out(effect)
+        finally:
+            self._flushing = False
         if self.core.next_deadline() < self._asleep_until:
             self._wake.set()
+
+    def _carry_out(self, effect: Effect) -> None:
+        if isinstance(effect, SendQuery):
+            self._send(effect)
+        elif isinstance(effect, Done):
+            waiting = self._waiting.get(effect.operation)
+            if waiting is not None:
+                waiting[1].append(effect.result)
+                waiting[0].set()
+        elif isinstance(effect, Misbehaved):
+            self._penalise(effect)
 
     def _penalise(self, effect: Misbehaved) -> None:
         self._network.penalise(PeerId(effect.peer), Penalty.LOW_TOLERANCE, f"kad-dht: {effect.reason}")
@@ -258,7 +278,7 @@ class KademliaDht(Dht):
     def _send(self, query: SendQuery) -> None:
         contact = query.contact
         link = self._links.get(contact.id)
-        dialable = self._dialable(contact)
+        dialable = self._reach.dialable(contact)
         if link is not None and link.open:
             if dialable is not None:
                 link.dial_also(dialable)
@@ -268,7 +288,7 @@ class KademliaDht(Dht):
         if dialable is None or self._nursery is None or not self._has_room():
             self.core.query_failed(query.query_id, trio.current_time(), ours=dialable is not None)
             return
-        link = Link(self._network, self._protocol, dialable, self._link_events, self._idle)
+        link = Link(self._network, self._protocol, dialable, self._link_events, self._idle, self._spawn)
         self._links[contact.id] = link
         link.send(query)
         self._nursery.start_soon(self._run_link, link)
@@ -283,30 +303,9 @@ class KademliaDht(Dht):
         self._links.pop(unused).end()
         return True
 
-    def _connected(self, peer: bytes) -> Contact | None:
-        """Where a connected peer says that it listens."""
-        try:
-            who = PeerId(peer)
-        except ValueError:
-            return None
-        connection = self._network.connection(who) if self._network.is_connected(who) else None
-        if connection is None:
-            return None
-        addresses = connection.addresses or (() if connection.inbound else (connection.address,))
-        return Contact(peer, addresses) if addresses else None
-
-    def _dialable(self, contact: Contact) -> Contact | None:
-        """The contact with the addresses that we may dial; None when it cannot be reached."""
-        try:
-            peer = PeerId(contact.id)
-        except ValueError:
-            return None
-        addresses = contact.addresses
-        if not self._devnet:
-            addresses = tuple(a for a in addresses if not is_local(a))  # nobody has us probe our own network
-        if not addresses and not self._network.is_connected(peer):
-            return None
-        return contact if addresses == contact.addresses else Contact(contact.id, addresses, contact.key)
+    def _spawn(self, run: Callable[[], Awaitable[None]]) -> None:
+        if self._nursery is not None:
+            self._nursery.start_soon(run)
 
     async def _run_link(self, link: Link) -> None:
         try:
@@ -371,22 +370,11 @@ class KademliaDht(Dht):
             await trio.sleep(wait)
             wait = min(2 * wait, _SAVE_EVERY)
             self._note_addresses()
-            await self._save()
+            await self._cache.save()
             if self.core.prefix_bits < MAX_PREFIX_BITS and (self.core.size.size or 0.0) > _LARGE:
                 # Lookups of a region need keys here that take a second to find.
                 await trio.to_thread.run_sync(prepare_preimages, MAX_PREFIX_BITS)
                 self.core.prefix_bits = MAX_PREFIX_BITS
-
-    async def _save(self) -> None:
-        if self._cache_path is None:
-            return
-        peers = self.core.export_peers()
-        if not peers:
-            return
-        try:
-            await trio.to_thread.run_sync(save_peers, self._cache_path, peers)
-        except OSError as error:
-            _log.warning("cannot save the known peers", path=str(self._cache_path), error=str(error))
 
 
 def _provider(contact: Contact) -> Provider:

@@ -62,8 +62,7 @@ class Thinning:
             before, unused = unused, self._unused(connections)
             self.dialled &= {c.peer for c in connections}
             for peer in sorted(unused & before, key=lambda peer: (peer not in self.dialled, peer)):
-                # Counted anew each time, as the others close connections too.
-                left = len(self._unused(self._network.connections()))
+                left = sum(map(self._network.is_connected, unused))  # the others close connections too
                 if left > (self._keep if peer in self.dialled else self._crowd):
                     await self._network.disconnect(peer)
 
