@@ -104,15 +104,22 @@ class Peer:
                 flood_max=6,
                 score=ScoreParams(colocation_weight=p.constitution.gossip.colocation_weight),
             ),
+            lasting=15.0,
             trusted=[lead.peer for lead in map(split_address, p.settings.network.bootstrap) if lead.peer is not None],
         )
         self.clocks = ClockComparison()
+        self.joiner = Joiner(p.network, self.dht, p.sources, p.random)
         self.manifests = ManifestTopics(
-            self.gossip, self.dht, p.network, p.constitution.id, p.random, on_update=self._compare_clocks
+            self.gossip,
+            self.dht,
+            p.network,
+            p.constitution.id,
+            p.random,
+            joined=self.joiner.wait_joined,
+            on_update=self._compare_clocks,
         )
         self.directory = Directory(p.identity, self.nonce, p.clock)
         self.bandwidth = BandwidthService(p.network, p.constitution.protocol("bandwidth"), p.clock)
-        self.joiner = Joiner(p.network, self.dht, p.sources, p.random)
         self.source = ManifestSource(p.settings, p.constitution, p.network, p.hardware, self.bandwidth, self.nonce)
         self.presence = Presence(
             p.identity,

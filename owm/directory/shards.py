@@ -9,7 +9,7 @@ subscribers of its shard.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from random import Random
@@ -36,7 +36,6 @@ _KEEP_LINKS_EVERY: Final = 20.0
 _RELAYS: Final = 6  # of one topic, on average, beside those that read it
 _LONGEST_PAUSE: Final = 600.0  # between two searches for subscribers that find nobody
 _RECONSIDER_EVERY: Final = 60.0
-_SETTLED_AFTER: Final = 5.0  # seconds after which who knows nobody is taken to be alone
 _TURN: Final = 3600.0  # seconds until relays change
 _GOLDEN: Final = 0.6180339887  # multiples of it fall evenly into every part of 0 to 1
 _FIRST_LINKS_AFTER: Final = 1.0
@@ -76,6 +75,7 @@ class ManifestTopics:
 
     Args:
         relay: whether to relay; onion and low-bandwidth peers may leave it to others.
+        joined: returns once the DHT knows our neighbourhood, by which the network's size is known, or nobody is there.
         on_update: called with each manifest that follows one known of the same peer, as it passes.
     """
 
@@ -88,9 +88,11 @@ class ManifestTopics:
         random: Random,
         *,
         relay: bool = True,
+        joined: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
         on_update: Callable[[SignedRecord], None] = lambda _: None,
     ) -> None:
         self._gossip = gossip
+        self._joined = joined
         self._on_update = on_update
         self._dht = dht
         self._network = network
@@ -191,9 +193,7 @@ class ManifestTopics:
 
     async def _reconsider(self) -> None:
         """Take up relaying, or leave it to others, as the network grows and shrinks."""
-        with trio.move_on_after(_SETTLED_AFTER):  # whoever joins a large network need not begin what it will not do
-            while self._dht.statistics().network_size is None:  # noqa: ASYNC110 - nobody tells
-                await trio.sleep(_SETTLED_AFTER / 20)
+        await self._joined()  # whoever joins a large network need not begin what it will not do
         while self._relays and not self._subscribed_all:
             size = self._dht.statistics().network_size or 1.0
             needed = _RELAYS * SHARDS / (len(self._relays) * size)
@@ -266,6 +266,7 @@ class ManifestTopics:
                 with trio.move_on_after(_DIAL_SECONDS) as scope:
                     await self._network.connect(provider.peer, provider.addresses)
                 if not scope.cancelled_caught:
+                    self._gossip.meet(provider.peer)
                     reached(provider.peer)
                     missing -= fresh or provider.peer in self._linked
             except NetworkError as error:

@@ -150,9 +150,8 @@ class Meshes(Generic[P]):
         self, topic: Topic[P], now: float, opportune: bool, grafts: dict[P, list[str]], prunes: dict[P, list[Prune]]
     ) -> None:
         params, mesh = self._state.params, topic.mesh
-        topic.mended = (
-            self._state.scores.all_calm
-        )  # unless something below changes it: who scores badly now may be a candidate next time
+        # Unless something below changes it: who scores badly now may be a candidate next time.
+        topic.mended = self._state.scores.all_calm
 
         def graft(peers: Iterable[Peer[P]]) -> None:
             for peer in peers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from random import Random
 from typing import Final
 
@@ -61,8 +62,8 @@ class PeerExchange:
                 self._waiting.append((found.peer, addresses))
                 self._some.set()
 
-    async def run(self) -> None:
-        """Dial for ever, one after another."""
+    async def run(self, reached: Callable[[PeerId], None]) -> None:
+        """Dial for ever, one after another; ``reached`` is called with each that we are connected to then."""
         while True:
             await self._some.wait()
             self._some = trio.Event()
@@ -73,7 +74,7 @@ class PeerExchange:
                 self.dialled += 1
                 try:
                     with trio.move_on_after(_DIAL_SECONDS):
-                        await self._network.connect(peer, addresses)
+                        reached(await self._network.connect(peer, addresses))
                 except NetworkError as error:
                     _log.debug("a recommended peer was not reached", peer=peer.short, error=str(error))
 

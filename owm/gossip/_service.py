@@ -63,6 +63,8 @@ class GossipService(Gossip):
         compare_every: seconds between two comparisons of a grow-only set with a neighbour, on average.
         trusted: peers, such as those that the operator named, whose recommendations are taken from the start; others
             have to earn it.
+        lasting: seconds that a connection must last before we talk on it, where we talk to a dozen peers already and
+            nobody calls :meth:`meet`.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class GossipService(Gossip):
         first_fetch: bool = True,
         compare_every: float = 60.0,
         trusted: Collection[PeerId] = (),
+        lasting: float = 0.0,
     ) -> None:
         self._network = network
         self._network_id = network_id
@@ -101,6 +104,7 @@ class GossipService(Gossip):
             self._deliver,
             PeerExchange(network, random),
             trusted,
+            lasting,
         )
         self._judged: SignedRecord | None = None  # between validation and delivery, which follows at once
         self._nursery: trio.Nursery | None = None
@@ -140,6 +144,10 @@ class GossipService(Gossip):
         if topic in self._topics:
             self._end(topic)
             self._shell.apply(self.core.unsubscribe(topic, self._clock.monotonic()))
+
+    def meet(self, peer: PeerId) -> None:
+        """Talk to a connected peer at once, because the connection was made for gossip."""
+        self._shell.meet(peer)
 
     async def publish(self, topic: str, record: SignedRecord) -> int:
         await trio.lowlevel.checkpoint()

@@ -33,6 +33,7 @@ _OUTBOX_BYTES: Final = 1 << 20
 _NEVER: Final = float("inf")
 _SLACK: Final = 0.002  # seconds by which a forward may be early, so that one turn serves several
 _AT_ONCE: Final = 16  # validations before others get their turn
+_ENOUGH: Final = 12  # peers that we talk to, above which a connection has to last until we talk on it too
 
 
 class GossipShell:
@@ -47,6 +48,7 @@ class GossipShell:
         deliver: takes accepted messages with the peer that forwarded them.
         exchange: is handed the peers that a well-behaved peer recommends.
         trusted: whose recommendations are taken from the start: they score what others have to earn.
+        lasting: seconds that a connection must last before we talk on it, where we talk to enough peers already.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class GossipShell:
         deliver: Callable[[Message, PeerId], None],
         exchange: PeerExchange,
         trusted: Collection[PeerId] = (),
+        lasting: float = 0.0,
     ) -> None:
         self._network = network
         self._core = core
@@ -68,6 +71,8 @@ class GossipShell:
         self._deliver = deliver
         self._exchange = exchange
         self._trusted = frozenset(trusted)
+        self._lasting = lasting
+        self._passing: dict[PeerId, float] = {}  # connected peers that we do not talk to yet, and since when
         self.outboxes: dict[PeerId, Outbox] = {}  #: one for each connected peer
         self._scopes: dict[PeerId, trio.CancelScope] = {}
         self._later: deque[Validate[PeerId]] = deque()
@@ -88,7 +93,7 @@ class GossipShell:
             nursery.start_soon(self._beat)
             nursery.start_soon(self._forward)
             nursery.start_soon(self._validate_later)
-            nursery.start_soon(self._exchange.run)
+            nursery.start_soon(self._exchange.run, self.meet)
             try:
                 yield self
             finally:
@@ -136,6 +141,7 @@ class GossipShell:
     async def _beat(self) -> None:
         while True:
             await trio.sleep(self._core.params.heartbeat)
+            self._meet_lasting(self._clock.monotonic())
             self.apply(self._core.heartbeat(self._clock.monotonic()))
 
     async def _forward(self) -> None:
@@ -160,12 +166,24 @@ class GossipShell:
 
     async def _watch(self) -> None:
         async for event in self._network.events():
-            if isinstance(event, PeerConnected):
-                self._came(event.peer)
-            else:
+            if not isinstance(event, PeerConnected):
+                self._passing.pop(event.peer, None)
                 self._left(event.peer)
+            elif self._lasting and len(self.outboxes) >= _ENOUGH:
+                self._passing[event.peer] = self._clock.monotonic()
+            else:
+                self.meet(event.peer)
 
-    def _came(self, peer: PeerId) -> None:
+    def _meet_lasting(self, now: float) -> None:
+        """Most connections are here for a query or two, which is over sooner than gossip on them has begun."""
+        for peer, since in list(self._passing.items()):
+            if len(self.outboxes) >= _ENOUGH and now - since < self._lasting:
+                return
+            self.meet(peer)
+
+    def meet(self, peer: PeerId) -> None:
+        """Talk to a connected peer from now on; it then tells us what it subscribes to."""
+        self._passing.pop(peer, None)
         if peer in self.outboxes or self._nursery is None:
             return
         connection = self._network.connection(peer)
@@ -231,7 +249,7 @@ class GossipShell:
     async def _on_stream(self, stream: Stream) -> None:
         """Take a peer's RPCs. Silence is no fault here: the connection's keep-alive is the deadline."""
         peer = stream.remote
-        self._came(peer)
+        self.meet(peer)
 
         def take(frame: bytes) -> None:
             self.apply(self._core.receive_rpc(peer, self._decode(frame), self._clock.monotonic()))

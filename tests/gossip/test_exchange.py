@@ -81,6 +81,7 @@ class Told:
 
     def __init__(self, us: MemoryNetwork, source: Network) -> None:
         self.exchange = PeerExchange(us, Random(1))
+        self.reached: list[PeerId] = []
         self.source = source
 
     def offer(self, *peers: tuple[bytes, bytes]) -> None:
@@ -94,7 +95,7 @@ async def told(source_address: str | None = None) -> AsyncIterator[tuple[MemoryH
     async with us.running(), source.running(), trio.open_nursery() as nursery:
         await us.connect(source.peer_id, source.addresses)
         made = Told(us, source)
-        nursery.start_soon(made.exchange.run)
+        nursery.start_soon(made.exchange.run, made.reached.append)
         yield hub, us, made
         nursery.cancel_scope.cancel()
 
@@ -125,7 +126,7 @@ async def test_only_what_a_peer_signed_of_itself_is_believed(autojump_clock: Moc
             assert not us.is_connected(friend.peer_id) and made.exchange.dialled == 0
             made.offer((name, record))
             await trio.sleep(30)
-            assert us.is_connected(friend.peer_id)
+            assert us.is_connected(friend.peer_id) and made.reached == [friend.peer_id]
             made.offer((name, record), (bytes(us.peer_id), record))
             await trio.sleep(30)
             assert made.exchange.dialled == 1, "whom we know is not dialled"

@@ -29,11 +29,11 @@ async def test_a_peer_that_leaves_before_its_sender_ran_ends_nothing_else(autoju
         shell = gossip._shell
         for _ in range(5):
             shell._left(other.peer_id)
-            shell._came(other.peer_id)
+            shell.meet(other.peer_id)
         shell._left(other.peer_id)  # the task of the last coming has not run yet
         await trio.sleep(1)
         assert shell.outboxes == {}
-        shell._came(other.peer_id)
+        shell.meet(other.peer_id)
         assert set(shell.outboxes) == {other.peer_id}
 
 
