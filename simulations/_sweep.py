@@ -67,7 +67,7 @@ def rare_collections() -> Iterator[None]:
     gc.collect()
     gc.freeze()
     before = gc.get_threshold()
-    gc.set_threshold(200_000, 50, 1000)
+    gc.set_threshold(2_000_000, 20, 1000)
     try:
         yield
     finally:
