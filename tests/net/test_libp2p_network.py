@@ -17,10 +17,11 @@ from owm.net._core_multistream import encode
 from owm.net.errors import NetworkError, StreamReset
 from owm.net.libp2p import Fault, FaultRule, Faults, KeepAlive, Libp2pNetwork
 from tests.net.conformance import ECHO, HOLD, LIMITS, NetworkConformance, ask, connect, echo, eventually, identity
+from tests.net.conformance_streams import StreamConformance
 from tests.net.strangers import DATA, GO_AWAY, SYN, Stranger, frame
 
 
-class TestLibp2pNetwork(NetworkConformance):
+class TestLibp2pNetwork(NetworkConformance, StreamConformance):
     _numbers = 0
 
     @asynccontextmanager

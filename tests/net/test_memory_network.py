@@ -13,11 +13,12 @@ from trio.testing import MockClock
 from owm.net import Link, MemoryHub, Nat, Network, NetworkLimits, PeerConnected, PeerDisconnected, Stream
 from owm.net.errors import DialFailed, NetworkError, NotConnected, StreamReset
 from tests.net.conformance import ECHO, LIMITS, NetworkConformance, ask, connect, echo, eventually, identity, read_all
+from tests.net.conformance_streams import StreamConformance
 
 A, B, C = (identity(number).peer_id for number in (1, 2, 3))
 
 
-class TestMemoryNetwork(NetworkConformance):
+class TestMemoryNetwork(NetworkConformance, StreamConformance):
     @pytest.fixture(autouse=True)
     def hub(self, autojump_clock: MockClock) -> MemoryHub:
         self._hub = MemoryHub(Random(1), Link(latency=0.0005, jitter=0.0005))
