@@ -83,4 +83,11 @@ class Dht(ABC):
         """The newest valid record under ``key``, or None."""
 
     @abstractmethod
+    async def survey(self) -> float | None:
+        """About how many server-mode peers there are, by looking for random keys; None when nobody answers.
+
+        Costs some fifty messages; ``statistics().network_size`` costs none, but whoever crowds around us can skew it.
+        """
+
+    @abstractmethod
     def statistics(self) -> DhtStatistics: ...

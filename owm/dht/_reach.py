@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from owm.dht._core_types import Contact
+from owm.dht._interface import Provider
 from owm.identity import PeerId
 from owm.net import Network, is_local
 
-__all__ = ["Reach"]
+__all__ = ["Reach", "provider_of", "provider_or_none"]
 
 
 class Reach:
@@ -44,3 +45,15 @@ class Reach:
         if not addresses and not self._network.is_connected(peer):
             return None
         return contact if addresses == contact.addresses else Contact(contact.id, addresses, contact.key)
+
+
+def provider_of(contact: Contact) -> Provider:
+    """Raises ValueError where the contact's id is none."""
+    return Provider(PeerId(contact.id), contact.addresses)
+
+
+def provider_or_none(contact: Contact) -> Provider | None:
+    try:
+        return provider_of(contact)
+    except ValueError:
+        return None  # what a stranger calls a peer id

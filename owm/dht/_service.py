@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from random import Random
+from statistics import median
 from typing import Final, Self
 
 import structlog
@@ -16,7 +17,13 @@ import trio
 from owm.clock import Clock
 from owm.dht._core import KademliaCore
 from owm.dht._core_guards import solve_puzzle
-from owm.dht._core_keyspace import MAX_PREFIX_BITS, READY_BITS, preimages_ready, prepare_preimages
+from owm.dht._core_keyspace import (
+    MAX_PREFIX_BITS,
+    READY_BITS,
+    estimate_size,
+    preimages_ready,
+    prepare_preimages,
+)
 from owm.dht._core_types import (
     Contact,
     DhtParams,
@@ -28,11 +35,12 @@ from owm.dht._core_types import (
     Result,
     SendQuery,
     Validator,
+    key_of,
 )
 from owm.dht._interface import Dht, DhtStatistics, Provider
 from owm.dht._links import Link, LinkEvents
 from owm.dht._peer_cache import PeerCache
-from owm.dht._reach import Reach
+from owm.dht._reach import Reach, provider_of, provider_or_none
 from owm.dht._serving import QueryServer
 from owm.dht._thinning import Thinning
 from owm.dht._validators import RecordValidator, by_namespace
@@ -47,6 +55,7 @@ _log = structlog.get_logger(__name__)
 _FIRST_SAVE: Final = 10.0
 _SAVE_EVERY: Final = 300.0
 _LARGE: Final = 8000.0  # peers; regions of larger networks have longer prefixes than are at hand
+_PLACES: Final = 3  # random keys that a survey looks for
 _RELAYED: Final = "relay"  # the group of connections through a relay
 
 
@@ -178,12 +187,12 @@ class KademliaDht(Dht):
         connected = self._reach.connected(bytes(peer))
         if connected is not None:
             await trio.lowlevel.checkpoint()
-            return _provider(connected)
+            return provider_of(connected)
         found = (await self._finished(self.core.start_find_peer(bytes(peer), trio.current_time()))).peer
-        return _provider(found) if found is not None else None
+        return provider_of(found) if found is not None else None
 
     def known_peers(self, limit: int = 20) -> list[Provider]:
-        return [_provider(contact) for contact in self.core.table.sample(self._random, limit)]
+        return [provider_of(contact) for contact in self.core.table.sample(self._random, limit)]
 
     async def provide(self, key: bytes) -> int:
         start = self.core.start_provide
@@ -197,7 +206,7 @@ class KademliaDht(Dht):
         start = self.core.start_find_providers
         operation = start(provider_key(key), limit, trio.current_time(), region=self._in_region(key))
         found = (await self._finished(operation)).providers or []
-        return [provider for contact in found if (provider := _provider_or_none(contact)) is not None]
+        return [provider for contact in found if (provider := provider_or_none(contact)) is not None]
 
     async def put(self, record: SignedRecord) -> int:
         key = record.dht_key
@@ -217,6 +226,15 @@ class KademliaDht(Dht):
         """The newest valid value under a key of any namespace that has a validator."""
         operation = self.core.start_get(key, trio.current_time(), region=self._in_region(key))
         return (await self._finished(operation)).value
+
+    async def survey(self) -> float | None:
+        sizes: list[float] = []
+        for _ in range(_PLACES):
+            key = b"\x12\x20" + self._random.randbytes(32)
+            nearest = (await self._finished(self.core.start_find_peer(key, trio.current_time()))).closest
+            if nearest:
+                sizes.append(estimate_size(key_of(key), nearest, self._params.k))
+        return median(sizes) if sizes else None
 
     def statistics(self) -> DhtStatistics:
         core = self.core
@@ -375,14 +393,3 @@ class KademliaDht(Dht):
                 # Lookups of a region need keys here that take a second to find.
                 await trio.to_thread.run_sync(prepare_preimages, MAX_PREFIX_BITS)
                 self.core.prefix_bits = MAX_PREFIX_BITS
-
-
-def _provider(contact: Contact) -> Provider:
-    return Provider(PeerId(contact.id), contact.addresses)
-
-
-def _provider_or_none(contact: Contact) -> Provider | None:
-    try:
-        return _provider(contact)
-    except ValueError:
-        return None  # what a stranger calls a peer id

@@ -191,15 +191,19 @@ class ManifestTopics:
         """Our place among all peers, from 0 to 1; another one each hour, or a few would carry most for ever."""
         return (self._place + trio.current_time() // _TURN * _GOLDEN) % 1.0
 
+    def _needed(self, size: float | None) -> float:
+        """Which share of so many peers has to relay."""
+        return _RELAYS * SHARDS / (len(self._relays) * (size or 1.0))
+
     async def _reconsider(self) -> None:
         """Take up relaying, or leave it to others, as the network grows and shrinks."""
         await self._joined()  # whoever joins a large network need not begin what it will not do
         while self._relays and not self._subscribed_all:
-            size = self._dht.statistics().network_size or 1.0
-            needed = _RELAYS * SHARDS / (len(self._relays) * size)
-            share = self._share()
+            needed, share = self._needed(self._dht.statistics().network_size), self._share()
             if self._relaying and share > 1.25 * needed:
-                await self._leave_relaying()
+                # Sybils around us could have it look as if there were many peers: a look elsewhere must agree.
+                if share > 1.25 * self._needed(await self._dht.survey()):
+                    await self._leave_relaying()
             elif not self._relaying and share <= needed:
                 for shard in sorted(self._relays):
                     self._relay(shard)

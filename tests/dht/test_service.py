@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
+from contextlib import AsyncExitStack
 from random import Random
 
 import pytest
 import trio
 
 from owm.dht import DhtParams
+from owm.dht._core_types import Contact
 from owm.net import Link, MemoryHub
 from owm.records import LogHead, sign_record
-from tests.dht._nets import DEVNET, NETWORK, identity, running_peers
+from tests.dht._nets import DEVNET, NETWORK, identity, running_dht, running_peers
 
 WAN = Link(latency=0.05, jitter=0.01)
 
@@ -131,3 +133,20 @@ async def test_a_cancelled_call_leaves_nothing_behind(autojump_clock, steps):
         assert not peers[2].dht.core.operations
         assert not peers[2].dht._links
         assert await peers[2].dht.find_peer(peers[5].identity.peer_id) is not None
+
+
+async def test_a_survey_looks_elsewhere_than_around_us(autojump_clock):
+    """Forty peers, twenty of them Sybils that lie as near to the first as in a network of thousands."""
+    victim = Contact(bytes(identity(0).peer_id)).key
+    near = sorted(range(100, 4100), key=lambda n: Contact(bytes(identity(n).peer_id)).key ^ victim)[:22]
+    hub = MemoryHub(Random(1), WAN)
+    async with running_peers(30, hub) as peers, AsyncExitStack() as stack:
+        assert 20 < (await peers[0].dht.survey()) < 60
+        for number in near:
+            network = hub.network(identity(number))
+            await stack.enter_async_context(network.running())
+            dht = await stack.enter_async_context(running_dht(network))
+            await network.connect(peers[0].identity.peer_id, peers[0].network.addresses)
+            await dht.bootstrap()
+        assert peers[0].dht.statistics().network_size > 1000
+        assert 20 < (await peers[0].dht.survey()) < 120

@@ -43,6 +43,7 @@ class Gossip:
 
 class Dht:
     size: float | None = 10.0
+    surveyed: float | None = None  # as the neighbourhood has it
 
     def __init__(self) -> None:
         self.provided: set[bytes] = set()
@@ -56,6 +57,9 @@ class Dht:
 
     async def find_providers(self, _key: bytes, _limit: int) -> list[object]:
         return []
+
+    async def survey(self) -> float | None:
+        return self.size if self.surveyed is None else self.surveyed
 
     def statistics(self) -> DhtStatistics:
         return DhtStatistics(mode="server", table=1, records=0, providers=0, lookups=0, queries_sent=0,
@@ -147,6 +151,19 @@ async def test_who_joins_a_large_network_does_not_begin_to_relay(autojump_clock:
         dht.size = 10.0
         await trio.sleep(100)
         assert len(gossip.relayed) == len(dht.provided) == 2
+
+
+async def test_a_relay_that_is_crowded_by_sybils_goes_on_relaying(autojump_clock: MockClock) -> None:
+    gossip, dht = Gossip(), Dht()
+    network = MemoryHub(Random(1)).network(Identity(bytes([255]) * 32))
+    async with ManifestTopics(gossip, dht, network, "net", Random(3)).running():  # type: ignore[arg-type]
+        await trio.sleep(10)
+        dht.size, dht.surveyed = 1e6, 11.0
+        await trio.sleep(300)
+        assert len(gossip.relayed) == len(dht.provided) == 2
+        dht.surveyed = 1e6
+        await trio.sleep(100)
+        assert not gossip.relayed and not dht.provided
 
 
 async def test_who_is_alone_begins_to_relay(autojump_clock: MockClock) -> None:
