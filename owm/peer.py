@@ -114,6 +114,7 @@ class Peer:
             self.dht,
             p.network,
             p.constitution.id,
+            p.clock,
             p.random,
             joined=self.joiner.wait_joined,
             on_update=self._compare_clocks,

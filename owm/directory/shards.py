@@ -3,7 +3,7 @@
 A manifest travels on one of 16 topics, chosen by its issuer's peer id. Every peer relays two of them, chosen by its
 own id, as long as the network is small; in a large one only so many do, again by id, that each topic has six
 relays beside its readers, in turns of an hour: with more, everybody would carry what a few can. Peers that schedule
-work subscribe to all. Subscribers provide ``topic:<shard>`` in the DHT, and each publisher keeps links to three
+work subscribe to all. Subscribers provide ``topic:<shard>:<turn>`` in the DHT, and each publisher keeps links to three
 subscribers of its shard.
 """
 
@@ -15,33 +15,24 @@ from functools import partial
 from random import Random
 from typing import Final, Self
 
-import structlog
 import trio
 
+from owm.clock import Clock
 from owm.dht import Dht
+from owm.directory._core_turns import Turns, announced_turns, topic_key, turn_at
+from owm.directory._subscribers import KEEP_LINKS_EVERY, Subscribers
 from owm.gossip import GossipService, Received, Validation
 from owm.identity import PeerId
 from owm.net import Network
-from owm.net.errors import NetworkError
 from owm.records import CapabilityManifest, SignedRecord
 
 __all__ = ["SHARDS", "ManifestTopics", "shard_of"]
 
-_log = structlog.get_logger(__name__)
-
 SHARDS: Final = 16
-_LINKS: Final = 3
-_MESH: Final = 5  # subscribers of a topic of ours that we are connected to
-_KEEP_LINKS_EVERY: Final = 20.0
 _RELAYS: Final = 6  # of one topic, on average, beside those that read it
-_LONGEST_PAUSE: Final = 600.0  # between two searches for subscribers that find nobody
 _RECONSIDER_EVERY: Final = 60.0
-_TURN: Final = 3600.0  # seconds until relays change
-_GOLDEN: Final = 0.6180339887  # multiples of it fall evenly into every part of 0 to 1
 _FIRST_LINKS_AFTER: Final = 1.0
-_DIAL_SECONDS: Final = 10.0
 _BACKLOG: Final = 4096
-_TAG: Final = "manifest-shard"
 
 
 def shard_of(peer: PeerId) -> int:
@@ -54,27 +45,12 @@ def _relayed(peer: PeerId) -> tuple[int, int]:
     return first, (first + 1 + peer[-3] % (SHARDS - 1)) % SHARDS
 
 
-class _Search:
-    """When to look for a topic's subscribers again: rarely while that finds nobody, at once when one was lost."""
-
-    def __init__(self) -> None:
-        self._pause = _KEEP_LINKS_EVERY
-        self._next = 0.0
-        self._missing = 0
-
-    def is_due(self, missing: int, now: float) -> bool:
-        return now >= self._next or missing > self._missing
-
-    def ended(self, found: int, missing: int, now: float) -> None:
-        self._pause = _KEEP_LINKS_EVERY if found else min(2 * self._pause, _LONGEST_PAUSE)
-        self._next, self._missing = now + self._pause - _KEEP_LINKS_EVERY / 2, missing
-
-
 class ManifestTopics:
     """Publishes our manifest, relays two shards, and gives the whole view to those who want it.
 
     Args:
         relay: whether to relay; onion and low-bandwidth peers may leave it to others.
+        clock: its wall time tells the turns in which peers relay.
         joined: returns once the DHT knows our neighbourhood, by which the network's size is known, or nobody is there.
         on_update: called with each manifest that follows one known of the same peer, as it passes.
     """
@@ -85,6 +61,7 @@ class ManifestTopics:
         dht: Dht,
         network: Network,
         network_id: str,
+        clock: Clock,
         random: Random,
         *,
         relay: bool = True,
@@ -95,18 +72,20 @@ class ManifestTopics:
         self._joined = joined
         self._on_update = on_update
         self._dht = dht
-        self._network = network
+        self._clock = clock
         self._random = random
         self._relays: tuple[int, ...] = _relayed(network.peer_id) if relay else ()
         self._relaying: set[int] = set()
-        self._place = int.from_bytes(network.peer_id[-5:-3], "big") / 0x10000  # ours among all peers, at first
+        self._turns = Turns(int.from_bytes(network.peer_id[-5:-3], "big") / 0x10000)
+        self._subscribers = Subscribers(
+            gossip, dht, network, random, lambda topic: topic_key(topic, turn_at(clock.time()))
+        )
         self._topics = tuple(f"/owm/{network_id}/manifest/{shard:02x}" for shard in range(SHARDS))
         self._own = shard_of(network.peer_id)
         self._subscribed_all = False
         self._current: Callable[[], Iterable[SignedRecord]] = tuple
         self._relayed: dict[PeerId, SignedRecord] = {}
-        self._linked: set[PeerId] = set()
-        self._searches: dict[tuple[str, int], _Search] = {}
+        self._changed = trio.Event()  # what we take part in
         self._nursery: trio.Nursery | None = None
 
     @asynccontextmanager
@@ -116,6 +95,7 @@ class ManifestTopics:
             self._nursery = nursery
             nursery.start_soon(self._keep_links)
             nursery.start_soon(self._reconsider)
+            nursery.start_soon(self._provide)
             try:
                 yield self
             finally:
@@ -137,7 +117,7 @@ class ManifestTopics:
 
     def holders(self) -> list[PeerId]:
         """Connected peers that get every manifest of our shard."""
-        return self._connected(self._topics[self._own])
+        return self._subscribers.connected(self._topics[self._own])
 
     async def subscribe_all(self) -> trio.MemoryReceiveChannel[Received]:
         """Every manifest of the network, as it arrives; the present ones are fetched first. Needs :meth:`running`."""
@@ -150,7 +130,7 @@ class ManifestTopics:
             channel = self._gossip.subscribe(self._topics[shard], validator)
             self._gossip.register_current(self._topics[shard], partial(self._known, shard))
             self._nursery.start_soon(self._merge, channel, send)
-        self._nursery.start_soon(self._provide)
+        self._changed.set()
         return receive
 
     async def _merge(self, channel: trio.MemoryReceiveChannel[Received], out: trio.MemorySendChannel[Received]) -> None:
@@ -187,100 +167,57 @@ class ManifestTopics:
         self._gossip.relay(self._topics[shard], self._validator(shard))
         self._gossip.register_current(self._topics[shard], partial(self._known, shard))
 
-    def _share(self) -> float:
-        """Our place among all peers, from 0 to 1; another one each hour, or a few would carry most for ever."""
-        return (self._place + trio.current_time() // _TURN * _GOLDEN) % 1.0
-
     def _needed(self, size: float | None) -> float:
         """Which share of so many peers has to relay."""
         return _RELAYS * SHARDS / (len(self._relays) * (size or 1.0))
 
     async def _reconsider(self) -> None:
-        """Take up relaying, or leave it to others, as the network grows and shrinks."""
+        """Take up relaying, or leave it to others, as turns change and the network grows and shrinks."""
         await self._joined()  # whoever joins a large network need not begin what it will not do
         while self._relays and not self._subscribed_all:
-            needed, share = self._needed(self._dht.statistics().network_size), self._share()
-            if self._relaying and share > 1.25 * needed:
+            needed, now = self._needed(self._dht.statistics().network_size), self._clock.time()
+            if self._relaying and self._turns.ends(needed, now):
                 # Sybils around us could have it look as if there were many peers: a look elsewhere must agree.
-                if share > 1.25 * self._needed(await self._dht.survey()):
-                    await self._leave_relaying()
-            elif not self._relaying and share <= needed:
-                for shard in sorted(self._relays):
+                surveyed = self._needed(await self._dht.survey())
+                if self._turns.ends(surveyed, now) and not self._subscribed_all:
+                    self._leave_relaying()
+            elif not self._relaying and self._turns.begins(needed, now):
+                for shard in self._relays:
                     self._relay(shard)
                 self._relaying |= set(self._relays)
-                await self._provide()
+                self._changed.set()
             await trio.sleep(_RECONSIDER_EVERY * self._random.uniform(0.75, 1.25))
 
-    async def _leave_relaying(self) -> None:
-        """Leave the relayed topics one by one; whoever subscribes to all meanwhile keeps those that are left."""
-        while self._relaying and not self._subscribed_all:
-            shard = min(self._relaying)
-            self._relaying.discard(shard)
+    def _leave_relaying(self) -> None:
+        for shard in self._relaying:
             self._gossip.unsubscribe(self._topics[shard])
-            await self._dht.unprovide(_key(self._topics[shard]))
-        if self._subscribed_all:
-            await self._provide()
+        self._relaying.clear()
+        self._changed.set()
+
+    def _taken_part_in(self) -> Iterable[int]:
+        return range(SHARDS) if self._subscribed_all else sorted(self._relaying)
 
     async def _provide(self) -> None:
-        for shard in range(SHARDS) if self._subscribed_all else self._relays:
-            await self._dht.provide(_key(self._topics[shard]))
+        """Be found under this turn's keys of the topics that we take part in, and of no others."""
+        provided: set[bytes] = set()
+        while True:
+            self._changed = trio.Event()
+            turns = announced_turns(self._clock.time())
+            wanted = [topic_key(self._topics[shard], turn) for turn in turns for shard in self._taken_part_in()]
+            for key in sorted(provided.difference(wanted)):
+                await self._dht.unprovide(key)
+            for key in wanted:
+                if key not in provided:
+                    await self._dht.provide(key)
+            provided = set(wanted)
+            with trio.move_on_after(_RECONSIDER_EVERY * self._random.uniform(0.75, 1.25)):
+                await self._changed.wait()
 
     async def _keep_links(self) -> None:
         """Stay connected to subscribers of our shard, and of what we relay or read; one that vanishes is replaced."""
         await trio.sleep(_FIRST_LINKS_AFTER)
         while True:
-            await self._link()
-            for shard in range(SHARDS) if self._subscribed_all else sorted(self._relaying):
-                await self._mesh_up(self._topics[shard])
-            await trio.sleep(_KEEP_LINKS_EVERY * self._random.uniform(0.75, 1.25))
-
-    async def _link(self) -> None:
-        topic = self._topics[self._own]
-        for peer in [peer for peer in self._linked if not self._network.is_connected(peer)]:
-            self._linked.discard(peer)
-            self._network.protect(peer, _TAG, protected=False)
-        for peer in self._connected(topic):
-            if len(self._linked) < _LINKS and peer not in self._linked:
-                self._keep(peer)
-        await self._dial(topic, _LINKS, len(self._linked), self._keep)
-
-    async def _mesh_up(self, topic: str) -> None:
-        """A mesh is made of connected peers: in a large network few subscribers would meet by chance."""
-        await self._dial(topic, _MESH, len(self._connected(topic)), lambda _: None)
-
-    def _connected(self, topic: str) -> list[PeerId]:
-        return [peer for peer in self._gossip.core.subscribers(topic) if self._network.is_connected(peer)]
-
-    async def _dial(self, topic: str, wanted: int, have: int, reached: Callable[[PeerId], None]) -> None:
-        """Connect to as many more of the topic's subscribers, as the DHT names them."""
-        missing = wanted - have
-        search = self._searches.setdefault((topic, wanted), _Search())
-        if missing <= 0 or not search.is_due(missing, trio.current_time()):
-            return
-        providers = await self._dht.find_providers(_key(topic), 4 * _MESH)
-        self._random.shuffle(providers)
-        before = missing
-        for provider in providers:
-            if missing <= 0:
-                break
-            if provider.peer == self._network.peer_id or provider.peer in self._linked:
-                continue
-            fresh = not self._network.is_connected(provider.peer)
-            try:
-                with trio.move_on_after(_DIAL_SECONDS) as scope:
-                    await self._network.connect(provider.peer, provider.addresses)
-                if not scope.cancelled_caught:
-                    self._gossip.meet(provider.peer)
-                    reached(provider.peer)
-                    missing -= fresh or provider.peer in self._linked
-            except NetworkError as error:
-                _log.debug("cannot link to a subscriber", peer=provider.peer.short, reason=str(error))
-        search.ended(before - missing, missing, trio.current_time())
-
-    def _keep(self, peer: PeerId) -> None:
-        self._linked.add(peer)
-        self._network.protect(peer, _TAG)
-
-
-def _key(topic: str) -> bytes:
-    return f"topic:{topic}".encode()
+            await self._subscribers.link(self._topics[self._own])
+            for shard in self._taken_part_in():
+                await self._subscribers.mesh_up(self._topics[shard])
+            await trio.sleep(KEEP_LINKS_EVERY * self._random.uniform(0.75, 1.25))
