@@ -9,6 +9,7 @@ from trio.testing import MockClock
 
 from owm.config import NodeSettings, Settings, load_constitution
 from owm.dht import provider_key
+from owm.directory._core_turns import topic_key, turn_at
 from owm.directory.joining import Lead
 from owm.hardware import Hardware
 from owm.identity import Identity
@@ -60,13 +61,14 @@ async def test_keys_that_whole_roles_are_found_by_are_stored_in_their_region(aut
     async with running() as peers:
         first = await peers.start(public_peer(net, 1, None))
         others = [await peers.start(public_peer(net, n, address(first))) for n in range(2, 6)]
-        await until(lambda: all(len(regions(one)) >= 4 and one.gossip.core.subscriptions() for one in others))
+        await until(lambda: all(len(regions(one)) >= 6 and one.gossip.core.subscriptions() for one in others))
         for one in others:
             found = regions(one)
             shard = one.parts.identity.public_key[-1]
             assert found[provider_key(f"role:worker:{one.source.tier}:{shard:02x}".encode())]
-            topics = [f"topic:{topic}".encode() for topic in one.manifests._topics]
-            provided = [key for key in map(provider_key, topics) if key in found]
+            turn = turn_at(one.parts.clock.time())
+            topics = [provider_key(topic_key(topic, turn)) for topic in one.manifests._topics]
+            provided = [key for key in topics if key in found]
             assert provided and all(found[key] for key in provided)
             assert not any(found[provider_key(f"task:{kind}".encode())] for kind in one.source.task_types)
         await until(lambda: others[0].dht.statistics().providers > 0)
