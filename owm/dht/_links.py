@@ -154,6 +154,9 @@ class Link:
             sender.put(self._encode(query.message))
         except StreamReset:
             self.end()
+            if one_way:
+                self._events.failed(query.query_id, self._observed, False)
+            return
         if one_way:
             self._events.answered(query.query_id, None, self._observed)
 

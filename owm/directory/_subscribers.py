@@ -69,7 +69,7 @@ class Subscribers:
     async def link(self, topic: str) -> None:
         """Keep links to three subscribers; who left, or subscribes no longer, is replaced."""
         subscribers = self.connected(topic)
-        for peer in self._linked.difference(subscribers):
+        for peer in sorted(self._linked.difference(subscribers)):
             self._linked.discard(peer)
             self._network.protect(peer, _TAG, protected=False)
             await self._let_go(peer)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from random import Random
 from typing import Generic, TypeVar
 
 from owm.gossip._core_cache import Cached
@@ -123,7 +122,7 @@ class LazyGossip(Generic[P]):
                 peers = [peer for peer in peers if topic.peers[peer].score.value >= low]
             count = max(params.d_lazy, int(params.gossip_factor * len(peers)))
             if count < len(peers):
-                peers = _sample(state.random, peers, count)
+                peers = state.random.sample(peers, count)
             for peer in peers:
                 news: list[Cached] = []
                 for held in recent:
@@ -151,17 +150,3 @@ class LazyGossip(Generic[P]):
                     state.misbehaved(peer, "a broken promise", now)
             if not promised:
                 del self._promises[id_]
-
-
-def _sample(random: Random, peers: list[P], count: int) -> list[P]:
-    """What ``random.sample`` draws of a few peers, at half its cost: this runs at each heartbeat."""
-    draw = random.getrandbits
-    pool, chosen = list(peers), []
-    for left in range(len(pool), len(pool) - count, -1):
-        bits = left.bit_length()
-        place = draw(bits)
-        while place >= left:
-            place = draw(bits)
-        chosen.append(pool[place])
-        pool[place] = pool[left - 1]
-    return chosen

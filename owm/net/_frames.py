@@ -112,9 +112,7 @@ async def pump_frames(stream: Stream, max_frame: int, sink: Callable[[bytes], No
         Exception: whatever ``sink`` raised; it is not called again.
     """
     decoder = FrameDecoder(max_frame)
-    slow = (
-        trio.CancelScope()
-    )  # without a deadline while no frame has begun: peers have dozens of streams that are silent
+    slow = trio.CancelScope()  # has a deadline only within a frame: peers have dozens of streams that are silent
     frame, since = -1, 0.0  # the one that is coming in, and since when
 
     def take(data: bytes) -> None:

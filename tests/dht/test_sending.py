@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from owm.dht import dht_protocol
-from owm.dht._core_types import Message, MessageType
+from owm.dht import _links, dht_protocol
+from owm.dht._core_types import Contact, Message, MessageType, SendQuery
 from owm.dht._core_wire import encode_message
+from owm.dht._links import LinkEvents
 from owm.dht._sending import Sender
 from owm.net import Link, MemoryHub, write_frame
 from owm.net._core_frames import encode_frame
@@ -109,3 +110,19 @@ async def test_a_peer_that_reads_no_answers_loses_its_stream_and_nobody_else_doe
             assert asked > 100
             found = await peers[4].dht.find_peer(peers[9].identity.peer_id)
             assert found is not None
+
+
+async def test_a_registration_that_the_peer_does_not_take_has_failed(autojump_clock: MockClock) -> None:
+    """Nothing answers ADD_PROVIDER, so what was sent counts as taken: what was not sent must not."""
+    answered: list[int] = []
+    failed: list[int] = []
+    events = LinkEvents(lambda query, *_: answered.append(query), lambda query, *_: failed.append(query))
+    network = MemoryHub(Random(1)).network(identity(1), limits=LIMITS)
+    contact = Contact(bytes(identity(2).peer_id))
+    stream = Narrow(100)
+    link = _links.Link(network, dht_protocol(NETWORK), contact, events, 10.0, lambda run: None)
+    link._sender = Sender(stream, lambda run: None, 0, link.end)  # type: ignore[arg-type]
+    for number in range(3):
+        link.send(SendQuery(number, contact, Message(MessageType.ADD_PROVIDER, bytes(40)), 10.0))
+    assert answered == [0, 1] and failed == [2]
+    assert not link.open
