@@ -1,6 +1,6 @@
 """Compile the protocol cores and the simulator's engine with mypyc: ``make compile``.
 
-The sources stay plain Python and everything runs without this; compiled, the simulator is about twice as fast and
+The sources stay plain Python and everything runs without this; compiled, the simulator is almost twice as fast and
 gossip costs a peer a sixth less. What then remains is mostly waiting for memory. The compiled copy lies apart from the
 sources, under a name made of their digest, so one that is out of date is never used. ``owm simulate --compiled``,
 ``owm peer --compiled`` and ``owm devnet --compiled`` run on it. Needs a C compiler.
